@@ -1,0 +1,1 @@
+"""The functional core: immutable data, pure functions, jitted numerics. Import its rooms."""

@@ -1,0 +1,63 @@
+"""One training example, as every loss and every engine sees it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cookbook_fx.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Datum:
+    """Tokens in, targets and per-token loss inputs out; position i of `tokens` predicts target i.
+
+    Targets are already shifted, so every column has the length of `tokens`. Arrays are not
+    copied; do not change them afterwards.
+
+    Args:
+        tokens: model input, token ids.
+        target_tokens: what each position should predict; `[token, K]` for K weighted
+            candidates a position (soft targets).
+        weights: loss weight of each target (same shape as `target_tokens`); negative and
+            fractional weights are allowed. None counts as all ones.
+        logprobs: log-probabilities (nats) recorded when the targets were sampled.
+        advantages: how much better than expected each sampled target was.
+
+    Raises:
+        DataError: the tokens are empty, or a column has another length.
+
+    Example:
+        >>> import numpy as np
+        >>> ids = np.array([5, 6, 7], np.int32)
+        >>> Datum(tokens=ids[:-1], target_tokens=ids[1:], weights=np.ones(2, np.float32)).length
+        2
+    """
+
+    tokens: Int[np.ndarray, " token"]
+    target_tokens: Int[np.ndarray, "token *candidates"]
+    weights: Float[np.ndarray, "token *candidates"] | None = None
+    logprobs: Float[np.ndarray, " token"] | None = None
+    advantages: Float[np.ndarray, " token"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 1 or self.tokens.size == 0:
+            raise DataError(f"a Datum needs at least one token in one dimension, got shape {self.tokens.shape}")
+        if self.target_tokens.ndim not in (1, 2) or len(self.target_tokens) != len(self.tokens):
+            raise DataError(
+                f"target_tokens must have shape ({len(self.tokens)},) or ({len(self.tokens)}, K), "
+                f"got {self.target_tokens.shape}"
+            )
+        if self.weights is not None and self.weights.shape != self.target_tokens.shape:
+            raise DataError(
+                f"weights must have the shape of target_tokens {self.target_tokens.shape}, got {self.weights.shape}"
+            )
+        for name in ("logprobs", "advantages"):
+            column = getattr(self, name)
+            if column is not None and column.shape != self.tokens.shape:
+                raise DataError(f"{name} must have shape {self.tokens.shape}, got {column.shape}")
+
+    @property
+    def length(self) -> int:
+        """Number of tokens the model reads."""
+        return len(self.tokens)
