@@ -4,7 +4,8 @@
     ├── ConfigurationError   the caller asked for something impossible (also a ValueError)
     ├── DataError            a file or record cannot be used as it is (also a ValueError)
     ├── ModelError           a model cannot be loaded or lacks what is needed (also a ValueError)
-    └── ServiceError         an engine failed or could not be reached (also a RuntimeError)
+    ├── ServiceError         an engine failed or could not be reached (also a RuntimeError)
+    └── StorageError         a file of ours could not be written or read (also an OSError)
 
 A message says what was wanted, what came, and what to do.
 """
@@ -28,3 +29,7 @@ class ModelError(CookbookError, ValueError):
 
 class ServiceError(CookbookError, RuntimeError):
     """The engine refused, failed or could not be reached."""
+
+
+class StorageError(CookbookError, OSError):
+    """A disk that is full, a file that cannot be written, a folder that cannot be made."""

@@ -1,0 +1,7 @@
+"""What a run writes: its folder, its measurements, its checkpoints."""
+
+from shell.stores.checkpoints import RunCheckpoint as RunCheckpoint
+from shell.stores.checkpoints import RunCheckpoints as RunCheckpoints
+from shell.stores.metrics import MetricsFile as MetricsFile
+from shell.stores.run_folder import RunFolder as RunFolder
+from shell.stores.run_folder import open_run_folder as open_run_folder

@@ -1,0 +1,106 @@
+"""`metrics.jsonl`: one line of valid JSON for each step of a run, each step once."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cookbook_fx.errors import DataError
+from shell.stores.files import storing, write_atomically
+
+Scalar = bool | int | float | str | None
+Metrics = Mapping[str, Scalar | np.generic]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsFile:
+    """The measurements of a run, appended step by step.
+
+    Values are plain or numpy scalars, strings or None. NaN and infinities have no JSON and are
+    written as null. Every row is on the disk before `append` returns.
+    """
+
+    path: Path
+
+    def append(self, step: int, metrics: Metrics) -> None:
+        """Adds the row of `step`.
+
+        Args:
+            step: steps completed before the measurement, from 0.
+            metrics: value by name; the name `step` is taken.
+
+        Raises:
+            DataError: a value is no scalar, or a name is `step`.
+            StorageError: the disk is full or the file cannot be written.
+        """
+        line = _line(step, metrics)
+        with storing(self.path, what="the metrics"), self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> tuple[dict[str, Scalar], ...]:
+        """Every whole row, in order; a last line torn by a crash is left out.
+
+        Raises:
+            DataError: a line that is not the last is no JSON object with a `step`.
+        """
+        if not self.path.exists():
+            return ()
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            row = _parsed(line)
+            if row is not None:
+                rows.append(row)
+            elif number < len(lines):
+                raise DataError(
+                    f"{self.path}, line {number}: expected a JSON object with a step, got "
+                    f"{line[:80]!r}; repair or remove the line"
+                )
+        return tuple(rows)
+
+    def keep_before(self, step: int) -> None:
+        """Drops the rows at and after `step` and a torn last line, atomically.
+
+        Raises:
+            DataError: as `rows`.
+            StorageError: the file cannot be replaced; it is unchanged.
+        """
+        if not self.path.exists():
+            return
+        kept = [row for row in self.rows() if row["step"] < step]
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+        if text != self.path.read_text(encoding="utf-8", errors="replace"):
+            write_atomically(self.path, text, what="the metrics")
+
+
+def _line(step: int, metrics: Metrics) -> str:
+    if "step" in metrics:
+        raise DataError("the metric name `step` is taken by the step of the row; choose another")
+    row = {"step": int(step)} | {name: _plain(name, value) for name, value in metrics.items()}
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _plain(name: str, value: object) -> Scalar:
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise DataError(
+        f"metric {name!r} must be a number, a string, a bool or None, got {type(value).__name__}"
+    )
+
+
+def _parsed(line: str) -> dict[str, Scalar] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -1,0 +1,124 @@
+"""The folder a run leaves behind, and the rule that it belongs to one run only."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from cookbook_fx.errors import ConfigurationError, DataError
+from shell.stores.checkpoints import RunCheckpoints
+from shell.stores.files import storing, write_atomically
+from shell.stores.metrics import MetricsFile
+
+JSON = bool | int | float | str | None | list["JSON"] | dict[str, "JSON"]
+_ABSENT = "(absent)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """What a run writes: `config.json`, `metrics.jsonl` and `checkpoints/`.
+
+    Args:
+        path: the folder.
+        metrics: `metrics.jsonl`, each step once.
+        checkpoints: the places the run can be continued from.
+    """
+
+    path: Path
+    metrics: MetricsFile
+    checkpoints: RunCheckpoints
+
+
+@contextmanager
+def open_run_folder(
+    path: Path, *, config: Mapping[str, JSON], may_differ: tuple[str, ...] = ()
+) -> Iterator[RunFolder]:
+    """Opens the folder of the run that `config` describes, for this process alone.
+
+    A new folder gets `config.json`, written once. An existing one must hold the same
+    configuration, but for the sections that change nothing about the result.
+
+    Args:
+        path: the folder; made if need be.
+        config: everything that decides the result of the run.
+        may_differ: fields or sections of `config`, by dotted name, that do not.
+
+    Raises:
+        ConfigurationError: the folder belongs to another run or is no run folder, or another
+            process is using it.
+        DataError: its `config.json` is damaged.
+        StorageError: it cannot be written.
+    """
+    with storing(path, what="the run folder"):
+        path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / ".lock")
+    with storing(path, what="the run folder's lock"):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise ConfigurationError(
+                f"another process is running in {path}; wait for it, stop it, or choose another "
+                "--run-dir"
+            ) from error
+    try:
+        _claim(path, config, may_differ=may_differ)
+        with RunCheckpoints(path / "checkpoints") as checkpoints:
+            yield RunFolder(
+                path=path,
+                metrics=MetricsFile(path=path / "metrics.jsonl"),
+                checkpoints=checkpoints,
+            )
+    finally:
+        lock.release()
+
+
+def _claim(path: Path, config: Mapping[str, JSON], *, may_differ: tuple[str, ...]) -> None:
+    """Writes `config.json`, or checks that the one there describes the same run."""
+    file = path / "config.json"
+    wanted = json.loads(json.dumps(config))
+    if not file.exists():
+        strangers = sorted(entry.name for entry in path.iterdir() if entry.name[0] != ".")
+        if strangers:
+            raise ConfigurationError(
+                f"{path} is no run folder: it has no config.json, but holds "
+                f"{', '.join(strangers[:5])}; choose a new or empty --run-dir"
+            )
+        write_atomically(file, json.dumps(wanted, indent=2) + "\n", what="the configuration")
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} is damaged ({error}); restore it or choose another --run-dir"
+        ) from error
+    lines = [
+        f"  {name}: there {there}, now {now}"
+        for name, there, now in differences(found, wanted)
+        if not any(name == free or name.startswith(f"{free}.") for free in may_differ)
+    ]
+    if lines:
+        raise ConfigurationError(
+            f"{path} belongs to a run with another configuration:\n"
+            + "\n".join(lines)
+            + "\nRun it with the configuration it was started with to continue it, or choose "
+            "another --run-dir."
+        )
+
+
+def differences(first: JSON, second: JSON, *, name: str = "") -> list[tuple[str, str, str]]:
+    """The fields in which two configurations differ: dotted name, value in each as JSON."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [*first, *(key for key in second if key not in first)]
+        return [
+            line
+            for key in keys
+            for line in differences(
+                first.get(key, _ABSENT),
+                second.get(key, _ABSENT),
+                name=f"{name}.{key}" if name else key,
+            )
+        ]
+    return [] if first == second else [(name, json.dumps(first), json.dumps(second))]
