@@ -1,0 +1,190 @@
+"""From a family's headers and outputs to sequences and weights: the part all formats share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cookbook_fx.chat import ROLES, Message
+from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.renderers.renderer import ParsedResponse, SupervisedExample, TrainOnWhat
+from cookbook_fx.tokens import StopSequences, TextCodec
+
+
+class Piece(NamedTuple):
+    """One message in tokens: `header + output + trailer`.
+
+    `output` is what the speaker says, its end token included; the rest is written by whoever
+    keeps the conversation, and trained on only with ALL_TOKENS.
+    """
+
+    message: Message
+    header: Sequence[int]
+    output: Sequence[int]
+    trailer: Sequence[int] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.header) + len(self.output) + len(self.trailer)
+
+
+class Layout(Protocol):
+    """What one chat format says about itself; everything else follows."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def codec(self) -> TextCodec: ...
+
+    @property
+    def start(self) -> Sequence[int]:
+        """What every sequence begins with; never trained on."""
+
+    @property
+    def stop_sequences(self) -> StopSequences: ...
+
+    @property
+    def has_extension_property(self) -> bool: ...
+
+    def extends(self, messages: Sequence[Message]) -> bool:
+        """Whether in this conversation each prompt and its response begin the next prompt."""
+
+    def pieces(self, messages: Sequence[Message], *, is_complete: bool) -> list[Piece]:
+        """The messages in tokens, with those the format adds of itself.
+
+        `is_complete` tells a conversation to train on from one that will go on.
+        """
+
+    def header(self, role: str, *, is_first: bool) -> Sequence[int]:
+        """What stands before a message of this role."""
+
+    def parse(self, tokens: list[int]) -> ParsedResponse: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutRenderer:
+    """The `Renderer` of a `Layout`."""
+
+    layout: Layout
+
+    @property
+    def name(self) -> str:
+        return self.layout.name
+
+    @property
+    def has_extension_property(self) -> bool:
+        return self.layout.has_extension_property
+
+    def build_supervised_example(
+        self,
+        messages: Sequence[Message],
+        train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> SupervisedExample:
+        _check_messages(messages, train_on_what)
+        pieces = self.layout.pieces(messages, is_complete=True)
+        tokens = _concatenated(self.layout.start, pieces)
+        weights = _weights(len(self.layout.start), pieces, train_on_what)
+        return SupervisedExample(tokens, weights)
+
+    def build_supervised_examples(
+        self,
+        messages: Sequence[Message],
+        train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> tuple[SupervisedExample, ...]:
+        if self.layout.extends(messages):
+            return (self.build_supervised_example(messages, train_on_what),)
+        _check_messages(messages, train_on_what)
+        produced = _trained(messages, train_on_what)
+        if any(trained and messages[i].role != "assistant" for i, trained in enumerate(produced)):
+            raise ConfigurationError(
+                f"{self.name} writes this conversation's responses otherwise once it goes on, so "
+                f"each needs its own example, and {train_on_what} trains on more than responses; "
+                "choose an option that trains on assistant messages alone"
+            )
+        unmarked = [replace(message, trainable=None) for message in messages]
+        return tuple(
+            self.build_supervised_example(unmarked[: i + 1])
+            for i, trained in enumerate(produced)
+            if trained
+        )
+
+    def build_generation_prompt(
+        self, messages: Sequence[Message], role: str = "assistant", prefill: str | None = None
+    ) -> Int[np.ndarray, " token"]:
+        if role not in ROLES:
+            raise ConfigurationError(f"`role` must be one of {', '.join(ROLES)}; got {role!r}")
+        pieces = self.layout.pieces(messages, is_complete=False)
+        header = self.layout.header(role, is_first=not pieces)
+        opening = self.layout.codec.encode_trusted(prefill) if prefill else []
+        return _concatenated(self.layout.start, pieces, [*header, *opening])
+
+    def get_stop_sequences(self) -> StopSequences:
+        return self.layout.stop_sequences
+
+    def parse_response(self, tokens: Sequence[int] | Int[np.ndarray, " token"]) -> ParsedResponse:
+        return self.layout.parse([int(token) for token in tokens])
+
+
+def _check_messages(messages: Sequence[Message], train_on_what: TrainOnWhat) -> None:
+    if not messages:
+        raise DataError("a supervised example needs at least one message, got none")
+    is_customized = train_on_what is TrainOnWhat.CUSTOMIZED
+    for index, message in enumerate(messages):
+        if is_customized and message.trainable is None:
+            raise ConfigurationError(
+                f"message {index} does not say whether it is `trainable`, and with customized "
+                "every message must; set it to true or false"
+            )
+        if not is_customized and message.trainable is not None:
+            raise ConfigurationError(
+                f"message {index} says `trainable`, which only customized reads; remove it or "
+                f"train on customized instead of {train_on_what}"
+            )
+
+
+def _trained(messages: Sequence[Message], train_on_what: TrainOnWhat) -> list[bool]:
+    """Which messages' outputs count."""
+    final = len(messages) - 1
+    match train_on_what:
+        case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
+            return [i == final and m.role == "assistant" for i, m in enumerate(messages)]
+        case TrainOnWhat.LAST_ASSISTANT_TURN:
+            users = (i for i, m in enumerate(messages[:final]) if m.role == "user")
+            last_user = max(users, default=-1)
+            return [i > last_user and m.role == "assistant" for i, m in enumerate(messages)]
+        case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
+            return [message.role == "assistant" for message in messages]
+        case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:
+            return [message.role in ("user", "system") for message in messages]
+        case TrainOnWhat.CUSTOMIZED:
+            return [message.trainable is True for message in messages]
+        case TrainOnWhat.ALL_MESSAGES | TrainOnWhat.ALL_TOKENS:
+            return [True] * len(messages)
+
+
+def _concatenated(
+    start: Sequence[int], pieces: Sequence[Piece], end: Sequence[int] = ()
+) -> Int[np.ndarray, " token"]:
+    spans = chain.from_iterable((piece.header, piece.output, piece.trailer) for piece in pieces)
+    return np.array([*start, *chain.from_iterable(spans), *end], np.int32)
+
+
+def _weights(
+    start: int, pieces: Sequence[Piece], train_on_what: TrainOnWhat
+) -> Float[np.ndarray, " token"]:
+    """1 on the outputs that count, 0 elsewhere; `start` tokens stand before the first piece."""
+    weights = np.zeros(start + sum(piece.length for piece in pieces), np.float32)
+    if train_on_what is TrainOnWhat.ALL_TOKENS:
+        weights[start:] = 1
+        return weights
+    trained = _trained([piece.message for piece in pieces], train_on_what)
+    for piece, is_trained in zip(pieces, trained, strict=True):
+        if is_trained:
+            output = start + len(piece.header)
+            weights[output : output + len(piece.output)] = 1
+        start += piece.length
+    return weights

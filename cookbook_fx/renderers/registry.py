@@ -1,0 +1,31 @@
+"""Chat formats by name."""
+
+from collections.abc import Callable
+
+from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.renderers.chatml import chatml
+from cookbook_fx.renderers.renderer import Renderer
+from cookbook_fx.renderers.role_colon import role_colon
+from cookbook_fx.tokens import Tokenizer
+
+
+def get_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
+    """The renderer of this name for this tokenizer.
+
+    Args:
+        name: one of `RENDERERS`.
+        tokenizer: a Hugging Face fast tokenizer.
+
+    Raises:
+        ConfigurationError: no renderer has this name, or it does not fit the tokenizer.
+        ModelError: the tokenizer lacks a token the format needs.
+    """
+    if name not in RENDERERS:
+        raise ConfigurationError(f"a renderer must be one of {', '.join(RENDERERS)}; got {name!r}")
+    return RENDERERS[name](tokenizer)
+
+
+RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
+    "chatml": chatml,
+    "role_colon": role_colon,
+}

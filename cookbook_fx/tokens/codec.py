@@ -1,0 +1,111 @@
+"""Text to ids such that text can never act as structure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+
+from cookbook_fx.errors import ModelError
+from cookbook_fx.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextCodec:
+    """Encodes text as text, and names control tokens one by one.
+
+    A tokenizer turns the *text* of a control token into its id, wherever that text comes from, so
+    that a message saying `<|im_start|>system` forges a turn. `encode` here knows no control
+    tokens: what they are spelled with becomes ordinary tokens. Ids of structure come only from
+    `control`. Neither changes the tokenizer, so any number of threads may use one codec.
+
+    Args:
+        plain: the model's tokenizer without its control tokens.
+        complete: the tokenizer with all of them.
+    """
+
+    plain: tokenizers.Tokenizer
+    complete: tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, none of them a control token's."""
+        return self.plain.encode(text, add_special_tokens=False).ids
+
+    def encode_trusted(self, text: str) -> list[int]:
+        """Token ids of `text`, in which control tokens may be spelled out."""
+        return self.complete.encode(text, add_special_tokens=False).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the ids, control tokens spelled out and nothing tidied."""
+        return self.complete.decode(token_ids, skip_special_tokens=False)
+
+    def control(self, token: str) -> int:
+        """The id of one control token; ModelError if the model has no such token."""
+        token_id = self.complete.token_to_id(token)
+        if token_id is None:
+            raise ModelError(f"the tokenizer has no token {token!r}; choose another renderer")
+        return token_id
+
+
+def text_codec(tokenizer: Tokenizer) -> TextCodec:
+    """The codec of a Hugging Face fast tokenizer.
+
+    Every added token counts as a control token, special or not (some models mark theirs as
+    ordinary), except those made of white space alone, which some vocabularies use for
+    indentation.
+
+    Raises:
+        ModelError: the vocabulary cannot be taken apart, so that text could still act as structure.
+    """
+    complete = tokenizer.backend_tokenizer
+    added = complete.get_added_tokens_decoder()
+    plain = tokenizers.Tokenizer(complete.model)
+    if complete.normalizer is not None:
+        plain.normalizer = complete.normalizer
+    if complete.pre_tokenizer is not None:
+        plain.pre_tokenizer = complete.pre_tokenizer
+    white_space = {index: token for index, token in added.items() if token.content.isspace()}
+    plain.add_tokens(list(white_space.values()))
+    for index, token in added.items():
+        is_text = index in white_space
+        if (index in plain.encode(token.content, add_special_tokens=False).ids) != is_text:
+            raise ModelError(
+                f"token {index} {token.content!r} cannot be told apart from text in this "
+                "tokenizer, so rendering would not be safe; report the model"
+            )
+    return TextCodec(plain=plain, complete=complete)
+
+
+def byte_lengths(tokenizer: Tokenizer) -> Int[np.ndarray, " vocab"]:
+    """How many bytes of text each token id stands for; 0 for special tokens.
+
+    Sums over a sequence are exact, also where a character is spread over several tokens. Two
+    kinds of vocabulary are known: byte-level ones, whose tokens are spelled with one
+    letter a byte (Radford et al. 2019, GPT-2), and SentencePiece ones, where ▁ is a space and
+    <0x0A> a byte.
+    """
+    complete = tokenizer.backend_tokenizer
+    special = set(tokenizer.all_special_ids)
+    added = complete.get_added_tokens_decoder()
+    vocabulary = complete.get_vocab(with_added_tokens=True)
+    is_byte_level = _is_byte_level(complete)
+    lengths = np.zeros(max(vocabulary.values()) + 1, np.int32)
+    for token, index in vocabulary.items():
+        if index in special:
+            continue
+        if index in added:
+            lengths[index] = len(token.encode())
+        else:
+            lengths[index] = len(token) if is_byte_level else _sentencepiece_bytes(token)
+    return lengths
+
+
+def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
+    # The space is the one byte every byte-level alphabet spells otherwise.
+    return "ByteLevel" in str(tokenizer.decoder)
+
+
+def _sentencepiece_bytes(token: str) -> int:
+    is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+    return 1 if is_byte else len(token.replace("▁", " ").encode())
