@@ -35,14 +35,16 @@ class Datum:
     """
 
     tokens: Int[np.ndarray, " token"]
-    target_tokens: Int[np.ndarray, "token *candidates"]
-    weights: Float[np.ndarray, "token *candidates"] | None = None
+    target_tokens: Int[np.ndarray, "token ..."]
+    weights: Float[np.ndarray, "token ..."] | None = None
     logprobs: Float[np.ndarray, " token"] | None = None
     advantages: Float[np.ndarray, " token"] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 1 or self.tokens.size == 0:
-            raise DataError(f"a Datum needs at least one token in one dimension, got shape {self.tokens.shape}")
+            raise DataError(
+                f"a Datum needs at least one token in one dimension, got shape {self.tokens.shape}"
+            )
         if self.target_tokens.ndim not in (1, 2) or len(self.target_tokens) != len(self.tokens):
             raise DataError(
                 f"target_tokens must have shape ({len(self.tokens)},) or ({len(self.tokens)}, K), "
@@ -50,7 +52,8 @@ class Datum:
             )
         if self.weights is not None and self.weights.shape != self.target_tokens.shape:
             raise DataError(
-                f"weights must have the shape of target_tokens {self.target_tokens.shape}, got {self.weights.shape}"
+                f"weights must have the shape of target_tokens {self.target_tokens.shape}, "
+                f"got {self.weights.shape}"
             )
         for name in ("logprobs", "advantages"):
             column = getattr(self, name)

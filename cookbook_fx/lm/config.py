@@ -68,7 +68,9 @@ supported: LlamaForCausalLM, Qwen3ForCausalLM
             num_heads=heads,
             num_kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rope_theta=float(_rope(config).get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            rope_theta=float(
+                _rope(config).get("rope_theta") or config.get("rope_theta") or 10_000.0
+            ),
             rms_norm_eps=config["rms_norm_eps"],
             max_position_embeddings=config["max_position_embeddings"],
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),

@@ -29,7 +29,9 @@ class LoRAConfig:
         if self.rank < 1:
             raise ConfigurationError(f"LoRA rank must be at least 1, got {self.rank}")
         if not (self.train_mlp or self.train_attn or self.train_unembed):
-            raise ConfigurationError("a LoRA must train at least one of mlp, attn and unembed, got none")
+            raise ConfigurationError(
+                "a LoRA must train at least one of mlp, attn and unembed, got none"
+            )
 
 
 class LowRank(eqx.Module):

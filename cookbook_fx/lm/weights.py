@@ -53,7 +53,9 @@ def tensor_names(config: LMConfig) -> tuple[str, ...]:
     if config.qk_norm:
         per_layer += ["self_attn.q_norm", "self_attn.k_norm"]
     names = ["model.embed_tokens.weight", "model.norm.weight"]
-    names += [f"model.layers.{i}.{name}.weight" for i in range(config.num_layers) for name in per_layer]
+    names += [
+        f"model.layers.{i}.{name}.weight" for i in range(config.num_layers) for name in per_layer
+    ]
     return tuple(names if config.tie_word_embeddings else [*names, "lm_head.weight"])
 
 
@@ -74,7 +76,9 @@ def weights_from_tensors(
     def tensor(name: str, *shape: int) -> np.ndarray:
         array = read(f"{name}.weight")
         if array.shape != shape:
-            raise ModelError(f"tensor {name}.weight has shape {array.shape}, the config implies {shape}")
+            raise ModelError(
+                f"tensor {name}.weight has shape {array.shape}, the config implies {shape}"
+            )
         return array.astype(dtype)
 
     hidden, mlp = config.hidden_size, config.intermediate_size
@@ -87,12 +91,16 @@ def weights_from_tensors(
         for layer in range(config.num_layers):
             start = 0
             for name, out, inner in parts:
-                stacked[layer, :, start : start + out] = tensor(f"model.layers.{layer}.{name}", out, inner).T
+                stacked[layer, :, start : start + out] = tensor(
+                    f"model.layers.{layer}.{name}", out, inner
+                ).T
                 start += out
         return jnp.asarray(stacked)
 
     def norms(name: str, size: int) -> Array:
-        return jnp.asarray(np.stack([tensor(f"model.layers.{i}.{name}", size) for i in range(config.num_layers)]))
+        return jnp.asarray(
+            np.stack([tensor(f"model.layers.{i}.{name}", size) for i in range(config.num_layers)])
+        )
 
     return LMWeights(
         config=config,
@@ -112,7 +120,9 @@ def weights_from_tensors(
             down=stack(("mlp.down_proj", hidden, mlp)),
         ),
         final_norm=jnp.asarray(tensor("model.norm", hidden)),
-        unembedding=None if config.tie_word_embeddings else jnp.asarray(tensor("lm_head", config.vocab_size, hidden)),
+        unembedding=None
+        if config.tie_word_embeddings
+        else jnp.asarray(tensor("lm_head", config.vocab_size, hidden)),
     )
 
 
