@@ -1,0 +1,7 @@
+"""The loops. This file loads only what describes a run, so that `--help` need not load JAX."""
+
+from shell.training.config import Adam as Adam
+from shell.training.config import Cadence as Cadence
+from shell.training.config import ModelChoice as ModelChoice
+from shell.training.config import Schedule as Schedule
+from shell.training.config import SFTConfig as SFTConfig

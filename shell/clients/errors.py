@@ -1,0 +1,52 @@
+"""What the SDK raises, as the library's errors: what was being done, what came, what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tinker
+from tinker.types import RequestErrorCategory
+
+from cookbook_fx.errors import ServiceError
+
+
+class CheckpointNotFound(ServiceError):
+    """The engine does not have, or will not load, the checkpoint asked for."""
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turns whatever the SDK raises while `doing` something into a ServiceError.
+
+    Args:
+        doing: the action as a phrase, such as "training step".
+    """
+    try:
+        yield
+    except tinker.RequestFailedError as error:
+        advice = (
+            "correct the request"
+            if error.category == RequestErrorCategory.User
+            else "see the engine's log, then run the same command again"
+        )
+        raise ServiceError(f"{doing} failed: {error.message}; {advice}") from error
+    except (tinker.AuthenticationError, tinker.PermissionDeniedError) as error:
+        raise ServiceError(
+            f"{doing} was refused: the engine does not accept this key ({_body(error)}); set "
+            "TINKER_API_KEY to the key of the engine at --base-url"
+        ) from error
+    except tinker.APIStatusError as error:
+        raise ServiceError(
+            f"{doing} was refused with HTTP status {error.status_code}: {_body(error)}"
+        ) from error
+    except tinker.APIConnectionError as error:
+        raise ServiceError(
+            f"{doing} failed: the connection to the engine broke ({error}); check that it runs, "
+            "then run the same command again"
+        ) from error
+    except tinker.TinkerError as error:
+        raise ServiceError(f"{doing} failed: {error}") from error
+
+
+def _body(error: tinker.APIStatusError) -> str:
+    body = error.body
+    return str(body.get("detail", body)) if isinstance(body, dict) else str(body or error)

@@ -1,0 +1,65 @@
+"""One LoRA in training on an engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import tinker
+
+from cookbook_fx.data import Datum
+from cookbook_fx.lm import AdamParams
+from shell.clients import convert
+from shell.clients.convert import ForwardResult, OptimResult
+from shell.clients.pending import Pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """Submits operations without waiting; the engine does them in the order of submission."""
+
+    sdk: tinker.TrainingClient
+
+    def forward_backward(
+        self, data: Sequence[Datum], *, loss: str = "cross_entropy"
+    ) -> Pending[ForwardResult]:
+        """Adds the gradients of the loss over `data` to those waiting for an optimizer step."""
+        return Pending(
+            future=self.sdk.forward_backward(convert.to_sdk_data(data), loss),
+            convert=convert.from_sdk_forward,
+            doing="the forward and backward pass",
+        )
+
+    def forward(
+        self, data: Sequence[Datum], *, loss: str = "cross_entropy"
+    ) -> Pending[ForwardResult]:
+        """Measures the loss over `data` and leaves weights and gradients alone."""
+        return Pending(
+            future=self.sdk.forward(convert.to_sdk_data(data), loss),
+            convert=convert.from_sdk_forward,
+            doing="the forward pass",
+        )
+
+    def optim_step(self, adam: AdamParams) -> Pending[OptimResult]:
+        """Updates the weights from the gradients waiting, and clears those."""
+        return Pending(
+            future=self.sdk.optim_step(convert.to_sdk_adam(adam)),
+            convert=convert.from_sdk_optim,
+            doing="the optimizer step",
+        )
+
+    def save_state(self, name: str) -> Pending[str]:
+        """Saves weights and optimizer state as they are after what was submitted before.
+
+        The result is their `tinker://` path, which `Service.restore` takes.
+        """
+        return Pending(
+            future=self.sdk.save_state(name), convert=attrgetter("path"), doing="saving the state"
+        )
+
+    def save_for_sampling(self, name: str) -> Pending[str]:
+        """Saves the weights for `Service.sampler`; the result is their `tinker://` path."""
+        return Pending(
+            future=self.sdk.save_weights_for_sampler(name),
+            convert=attrgetter("path"),
+            doing="saving the weights for sampling",
+        )

@@ -1,0 +1,113 @@
+"""What a fine-tuning run is told: small frozen records, quick to import."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cookbook_fx.errors import ConfigurationError
+
+LearningRateSchedule = Literal["constant", "linear", "cosine", "wsd"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """What is trained.
+
+    Args:
+        model: the base model: a known name (see `cookbook-fx models`), the id of a model on the
+            Hugging Face hub, a directory, or a .gguf file.
+        renderer: how conversations are written for it: chatml or role_colon.
+        lora_rank: inner dimension of the LoRA matrices; larger learns more and costs more.
+        train_mlp: adapt the feed-forward layers.
+        train_attn: adapt the attention layers.
+        train_unembed: adapt the output layer.
+        load_checkpoint: start from these weights, a tinker:// path, instead of a new LoRA.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    renderer: str = "chatml"
+    lora_rank: int = 32
+    train_mlp: bool = True
+    train_attn: bool = True
+    train_unembed: bool = True
+    load_checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long the run is and how fast it learns.
+
+    Args:
+        learning_rate: the highest learning rate.
+        lr_schedule: how it falls towards the end of the run.
+        warmup_steps: steps over which it rises to the highest.
+        num_epochs: passes over the data.
+        max_steps: end the run after so many steps, if it is not over before. The learning rate
+            is spread over the run's steps, so another number makes another run.
+    """
+
+    learning_rate: float = 1e-4
+    lr_schedule: LearningRateSchedule = "linear"
+    warmup_steps: int = 0
+    num_epochs: int = 1
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adam:
+    """The optimizer, AdamW.
+
+    Args:
+        beta1: decay of the mean of the gradients.
+        beta2: decay of the mean of their squares.
+        eps: added to the denominator.
+        weight_decay: decoupled weight decay.
+        grad_clip_norm: largest norm of the gradients; 0 is no limit.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """What is done how often; changes nothing about the weights a run ends with.
+
+    Args:
+        eval_every: evaluate before every so many steps, the first included, besides at the end;
+            None is at the end only.
+        save_every: save the state after every so many steps, besides at the end; None is at the
+            end only.
+        submit_ahead: batches sent to the engine ahead of the one being waited for.
+    """
+
+    eval_every: int | None = 10
+    save_every: int | None = 20
+    submit_ahead: int = 1
+
+    def __post_init__(self) -> None:
+        if self.submit_ahead < 0:
+            raise ConfigurationError(
+                f"`submit_ahead` must be 0 or more batches, got {self.submit_ahead}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTConfig:
+    """Everything the supervised loop is told.
+
+    Args:
+        model: what is trained.
+        schedule: how long and how fast.
+        adam: the optimizer.
+        cadence: what is done how often.
+        seed: of the initial LoRA weights and of the order of the data.
+    """
+
+    model: ModelChoice = field(default_factory=ModelChoice)
+    schedule: Schedule = field(default_factory=Schedule)
+    adam: Adam = field(default_factory=Adam)
+    cadence: Cadence = field(default_factory=Cadence)
+    seed: int = 0

@@ -1,0 +1,354 @@
+"""Supervised fine-tuning: the loop over batches, and the promise that a killed run continues.
+
+Nothing is waited for before the next batch is on its way. Because the engine does one trainer's
+operations in the order of submission, an evaluation sent before a step measures the weights before
+it, and a save sent after a step holds exactly the steps up to it.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cookbook_fx.data import Datum
+from cookbook_fx.errors import ConfigurationError, ServiceError
+from cookbook_fx.lm import AdamParams
+from cookbook_fx.numerics import learning_rate_multiplier
+from cookbook_fx.runs import RunPlan, Step
+from shell.clients import (
+    CheckpointNotFound,
+    ForwardResult,
+    NewLoRA,
+    OptimResult,
+    Pending,
+    Service,
+    Trainer,
+)
+from shell.evaluation import NLLEvaluator, likelihood
+from shell.evaluation.nll import Submitted as SubmittedEvaluation
+from shell.stores import RunCheckpoint, RunFolder
+from shell.training.config import SFTConfig
+from shell.training.events import (
+    CheckpointSkipped,
+    Evaluated,
+    Observer,
+    RunBegan,
+    Saved,
+    StepDone,
+    evaluation_metrics,
+    step_metrics,
+    unobserved,
+)
+
+# A person who pressed Ctrl-C waits for a save, but not for ever.
+_LAST_SAVE_SECONDS = 60.0
+
+
+class Batches(Protocol):
+    """The data of a run: the same batch for the same index and epoch seed, every time."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def get_batch(self, index: int, *, epoch_seed: int) -> Sequence[Datum]:
+        """One batch of an epoch in the order that the seed gives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SFTData:
+    """What is trained and measured on.
+
+    Args:
+        train: the batches of an epoch.
+        evaluators: what the weights are measured with, on the run's cadence and at its end.
+        byte_lengths: UTF-8 bytes of each token's text, for bits per byte; 0 for control tokens.
+    """
+
+    train: Batches
+    evaluators: tuple[NLLEvaluator, ...]
+    byte_lengths: Int[np.ndarray, " vocab"]
+
+
+class SFTResult(NamedTuple):
+    """How a call of `train_supervised` ended.
+
+    Fields:
+        checkpoint: the last one recorded; None if stopped before there was any.
+        finished: whether the run is complete; otherwise the same call continues it.
+    """
+
+    checkpoint: RunCheckpoint | None
+    finished: bool
+
+
+class _InFlight(NamedTuple):
+    """A step that was submitted: what to wait for."""
+
+    step: Step
+    data: Sequence[Datum]
+    learning_rate: float
+    seconds_preparing: float
+    evaluations: tuple[SubmittedEvaluation, ...]
+    forward_backward: Pending[ForwardResult]
+    optim_step: Pending[OptimResult]
+    save: Pending[str] | None
+
+
+async def train_supervised(
+    config: SFTConfig,
+    *,
+    service: Service,
+    data: SFTData,
+    folder: RunFolder,
+    observe: Observer = unobserved,
+    stop: asyncio.Event | None = None,
+) -> SFTResult:
+    """Trains a LoRA on batches of examples, from the last checkpoint in `folder` if there is one.
+
+    Each batch is trained on once, whatever happens between: a checkpoint records the next step,
+    and `metrics.jsonl` ends up with each step once. On an engine that computes the same
+    numbers every time, a continued run ends in the very weights of one never interrupted.
+
+    Args:
+        config: what to train, how long, how fast, and how often to look and save.
+        service: the engine, from `shell.clients.connect`.
+        data: what to train and measure on.
+        folder: where the run leaves its measurements and checkpoints.
+        observe: told of progress.
+        stop: when set, no further step is submitted; those under way are finished and the state
+            is saved.
+
+    Raises:
+        ConfigurationError: there is no batch to train on, or a setting is out of range.
+        ServiceError: the engine failed, or has none of the recorded states.
+        StorageError: the run folder cannot be written.
+    """
+    if len(data.train) == 0:
+        raise ConfigurationError(
+            "there is not one whole batch to train on; add data or lower the batch size"
+        )
+    plan = RunPlan(
+        num_batches=len(data.train),
+        num_epochs=config.schedule.num_epochs,
+        max_steps=config.schedule.max_steps,
+        evaluate_every=config.cadence.eval_every,
+        save_every=config.cadence.save_every,
+    )
+    learning_rates = _learning_rates(config, plan)
+    latest = await asyncio.to_thread(folder.checkpoints.latest)
+    if latest is not None and latest.final:
+        return SFTResult(checkpoint=latest, finished=True)
+    trainer, start = await _trainer(config, service=service, folder=folder, observe=observe)
+    first_step = 0 if start is None else start.next_step
+    await asyncio.to_thread(folder.metrics.keep_before, first_step)
+    await asyncio.to_thread(folder.checkpoints.keep_before, first_step + 1)
+    run = _Run(
+        config=config,
+        plan=plan,
+        learning_rates=learning_rates,
+        trainer=trainer,
+        data=data,
+        folder=folder,
+        observe=observe,
+    )
+    observe(RunBegan(first_step=first_step, total_steps=plan.total_steps))
+    return await run.go(start=start, stop=stop or asyncio.Event())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Run:
+    """What every part of one run needs."""
+
+    config: SFTConfig
+    plan: RunPlan
+    learning_rates: Float[np.ndarray, " step"]
+    trainer: Trainer
+    data: SFTData
+    folder: RunFolder
+    observe: Observer
+
+    async def go(self, *, start: RunCheckpoint | None, stop: asyncio.Event) -> SFTResult:
+        """Keeps the pipeline filled, and ends the run in good order."""
+        checkpoint = start
+        next_step = 0 if start is None else start.next_step
+        in_flight: deque[_InFlight] = deque()
+        clock = time.perf_counter()
+        steps = self.plan.steps(from_step=next_step)
+        while True:
+            step = None if stop.is_set() else next(steps, None)
+            if step is not None:
+                in_flight.append(await self._submit(step))
+            if not in_flight:
+                break
+            if step is None or len(in_flight) > self.config.cadence.submit_ahead:
+                done = in_flight.popleft()
+                saved, clock = await self._finish(done, since=clock)
+                checkpoint = saved or checkpoint
+                next_step = done.step.index + 1
+        if next_step == self.plan.total_steps:
+            return SFTResult(checkpoint=await self._end(), finished=True)
+        if next_step > (0 if checkpoint is None else checkpoint.next_step):
+            checkpoint = await self._save_stopped(next_step)
+        return SFTResult(checkpoint=checkpoint, finished=False)
+
+    async def _submit(self, step: Step) -> _InFlight:
+        """Sends everything that one step consists of, in the order it is to happen."""
+        began = time.perf_counter()
+        seed = epoch_seed(self.config.seed, step.epoch)
+        data = await asyncio.to_thread(self.data.train.get_batch, step.batch, epoch_seed=seed)
+        seconds_preparing = time.perf_counter() - began
+        learning_rate = float(self.learning_rates[step.index])
+        is_last = step.index + 1 == self.plan.total_steps
+        return _InFlight(
+            step=step,
+            data=data,
+            learning_rate=learning_rate,
+            seconds_preparing=seconds_preparing,
+            evaluations=self._submit_evaluations() if step.evaluate else (),
+            forward_backward=self.trainer.forward_backward(data),
+            optim_step=self.trainer.optim_step(self._adam(learning_rate)),
+            save=(
+                self.trainer.save_state(_name(step.index + 1))
+                if step.save and not is_last
+                else None
+            ),
+        )
+
+    async def _finish(self, done: _InFlight, *, since: float) -> tuple[RunCheckpoint | None, float]:
+        """Waits for a step, writes its row, and records the checkpoint made after it."""
+        index = done.step.index
+        evaluated = await self._measure(index, done.evaluations)
+        result = await done.forward_backward
+        updated = await done.optim_step
+        now = time.perf_counter()
+        event = StepDone(
+            step=index,
+            epoch=done.step.epoch,
+            progress=done.step.progress,
+            learning_rate=done.learning_rate,
+            train=likelihood(done.data, result.logprobs, byte_lengths=self.data.byte_lengths),
+            seconds=now - since,
+            seconds_preparing=done.seconds_preparing,
+        )
+        row = updated.metrics | step_metrics(event) | evaluated
+        await asyncio.to_thread(self.folder.metrics.append, index, row)
+        self.observe(event)
+        if done.save is None:
+            return None, now
+        checkpoint = RunCheckpoint(next_step=index + 1, state_path=await done.save)
+        await self._record(checkpoint)
+        return checkpoint, now
+
+    async def _end(self) -> RunCheckpoint:
+        """Measures and saves the final weights; the record comes last and says it is all done."""
+        total = self.plan.total_steps
+        evaluations = self._submit_evaluations()
+        state = self.trainer.save_state("final")
+        sampler = self.trainer.save_for_sampling("final")
+        row = {"epoch": total / self.plan.num_batches, "progress": 1.0}
+        row |= await self._measure(total, evaluations)
+        await asyncio.to_thread(self.folder.metrics.append, total, row)
+        checkpoint = RunCheckpoint(
+            next_step=total, state_path=await state, sampler_path=await sampler, final=True
+        )
+        await self._record(checkpoint)
+        return checkpoint
+
+    async def _save_stopped(self, next_step: int) -> RunCheckpoint:
+        """Saves the state of a run that was asked to stop, unless that takes too long."""
+        try:
+            async with asyncio.timeout(_LAST_SAVE_SECONDS):
+                state_path = await self.trainer.save_state(_name(next_step))
+        except TimeoutError as error:
+            raise ServiceError(
+                f"the engine did not save the state within {_LAST_SAVE_SECONDS:g} seconds; the "
+                "run continues from the checkpoint before"
+            ) from error
+        checkpoint = RunCheckpoint(next_step=next_step, state_path=state_path)
+        await self._record(checkpoint)
+        return checkpoint
+
+    async def _record(self, checkpoint: RunCheckpoint) -> None:
+        await asyncio.to_thread(self.folder.checkpoints.save, checkpoint)
+        self.observe(Saved(checkpoint=checkpoint))
+
+    def _submit_evaluations(self) -> tuple[SubmittedEvaluation, ...]:
+        return tuple(evaluator.submit(self.trainer) for evaluator in self.data.evaluators)
+
+    async def _measure(
+        self, step: int, submitted: tuple[SubmittedEvaluation, ...]
+    ) -> dict[str, float]:
+        """Waits for the evaluations before `step`; their measurements by name."""
+        metrics: dict[str, float] = {}
+        for evaluator, evaluation in zip(self.data.evaluators, submitted, strict=False):
+            event = Evaluated(
+                step=step, name=evaluator.name, likelihood=await evaluator.measure(evaluation)
+            )
+            self.observe(event)
+            metrics |= evaluation_metrics(event)
+        return metrics
+
+    def _adam(self, learning_rate: float) -> AdamParams:
+        adam = self.config.adam
+        return AdamParams(
+            learning_rate=learning_rate,
+            beta1=adam.beta1,
+            beta2=adam.beta2,
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
+            grad_clip_norm=adam.grad_clip_norm,
+        )
+
+
+async def _trainer(
+    config: SFTConfig, *, service: Service, folder: RunFolder, observe: Observer
+) -> tuple[Trainer, RunCheckpoint | None]:
+    """The weights to begin with: the latest state that can still be loaded, or new ones."""
+    recorded = await asyncio.to_thread(folder.checkpoints.all)
+    for checkpoint in reversed(recorded):
+        try:
+            return await service.restore(checkpoint.state_path, with_optimizer=True), checkpoint
+        except CheckpointNotFound as error:
+            observe(CheckpointSkipped(checkpoint=checkpoint, reason=str(error)))
+    if recorded:
+        raise ServiceError(
+            f"none of the {len(recorded)} states recorded in {folder.path} can be loaded from "
+            "this engine; continue on the engine that saved them, or begin anew in another "
+            "--run-dir"
+        )
+    if config.model.load_checkpoint is not None:
+        return await service.restore(config.model.load_checkpoint, with_optimizer=False), None
+    lora = NewLoRA(
+        base_model=config.model.model,
+        rank=config.model.lora_rank,
+        seed=config.seed,
+        train_mlp=config.model.train_mlp,
+        train_attn=config.model.train_attn,
+        train_unembed=config.model.train_unembed,
+    )
+    return await service.create(lora), None
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch's order; unrelated for different runs and different epochs."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _learning_rates(config: SFTConfig, plan: RunPlan) -> Float[np.ndarray, " step"]:
+    """The learning rate of every step of the run."""
+    multipliers = learning_rate_multiplier(
+        config.schedule.lr_schedule,
+        np.arange(plan.total_steps),
+        plan.total_steps,
+        warmup_steps=config.schedule.warmup_steps,
+    )
+    return config.schedule.learning_rate * np.asarray(multipliers, np.float64)
+
+
+def _name(next_step: int) -> str:
+    return f"{next_step:06d}"
