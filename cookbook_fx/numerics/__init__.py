@@ -1,0 +1,9 @@
+"""Arrays in, arrays out: the formulas of training, alone and under jit, vmap and grad."""
+
+from cookbook_fx.numerics.likelihood import bits_per_byte as bits_per_byte
+from cookbook_fx.numerics.likelihood import example_mean_nll as example_mean_nll
+from cookbook_fx.numerics.likelihood import mean_nll as mean_nll
+from cookbook_fx.numerics.likelihood import perplexity as perplexity
+from cookbook_fx.numerics.likelihood import weighted_nll as weighted_nll
+from cookbook_fx.numerics.schedules import SCHEDULES as SCHEDULES
+from cookbook_fx.numerics.schedules import learning_rate_multiplier as learning_rate_multiplier
