@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ class Piece(NamedTuple):
         return len(self.header) + len(self.output) + len(self.trailer)
 
 
+@runtime_checkable
 class Layout(Protocol):
     """What one chat format says about itself; everything else follows."""
 

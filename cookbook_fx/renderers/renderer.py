@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,6 +68,7 @@ class ParsedResponse(NamedTuple):
     termination: ParseTermination
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """One chat format with one tokenizer. Immutable, and safe to use from many threads.
 

@@ -1,7 +1,7 @@
 """The part of a Hugging Face fast tokenizer that the library uses."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tokenizers
 
@@ -9,6 +9,7 @@ StopSequences = tuple[str, ...] | tuple[int, ...]
 """What ends a sample: strings looked for in the text, or token ids; never both."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back, as `transformers`' fast tokenizers do it."""
 

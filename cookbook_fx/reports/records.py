@@ -1,0 +1,136 @@
+"""Typed measurements, and the one place that gives them names.
+
+Names are tinker-cookbook's where the thing is the same, so that dashboards made for it work.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.runs import Step
+from cookbook_fx.supervised import LikelihoodReport, Preparation
+
+Metrics = dict[str, float | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedStepReport:
+    """One supervised step.
+
+    Args:
+        step: which one.
+        learning_rate: the optimizer's at this step.
+        batch: how likely its targets were before it.
+    """
+
+    step: Step
+    learning_rate: float
+    batch: LikelihoodReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """How likely held-out targets are.
+
+    Args:
+        name: the held-out set's; begins the names of its numbers.
+        likelihood: over the whole set.
+    """
+
+    name: str = "test"
+    likelihood: LikelihoodReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerReport:
+    """What the engine says of its optimizer step.
+
+    Args:
+        metrics: numbers under the engine's own names, such as `optim/grad_norm`.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeReport:
+    """Where the time of a step went.
+
+    Args:
+        seconds: of each part, by name; `total` is the whole step.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+Report = SupervisedStepReport | EvaluationReport | OptimizerReport | TimeReport | Preparation
+
+
+def flatten(*reports: Report) -> Metrics:
+    """All reports of one step as one flat record, ready for a line of `metrics.jsonl`.
+
+    Raises:
+        ConfigurationError: two reports give the same name, so one would hide the other.
+
+    Example:
+        >>> flatten(TimeReport(seconds={"total": 1.5}), OptimizerReport(metrics={"optim/lr": 0.1}))
+        {'time/total': 1.5, 'optim/lr': 0.1}
+    """
+    metrics: Metrics = {}
+    for name, value in chain.from_iterable(_named(report).items() for report in reports):
+        if name in metrics:
+            raise ConfigurationError(
+                f"two reports of one step give the metric {name!r}; name one of them otherwise"
+            )
+        metrics[name] = value
+    return metrics
+
+
+def _named(report: Report) -> Metrics:
+    match report:
+        case SupervisedStepReport():
+            return _supervised_step(report)
+        case EvaluationReport():
+            return _evaluation(report)
+        case OptimizerReport():
+            return dict(report.metrics)
+        case TimeReport():
+            return {f"time/{name}": seconds for name, seconds in report.seconds.items()}
+        case Preparation():
+            return _preparation(report)
+
+
+def _supervised_step(report: SupervisedStepReport) -> Metrics:
+    batch = report.batch
+    return {
+        "epoch": report.step.epoch,
+        "progress": report.step.progress,
+        "learning_rate": report.learning_rate,
+        "num_sequences": batch.num_sequences,
+        "num_tokens": batch.num_tokens,
+        "num_loss_tokens": batch.num_loss_tokens,
+        "train_mean_nll": batch.mean_nll,
+    } | _known("train_mean_bpb", batch.bits_per_byte)
+
+
+def _evaluation(report: EvaluationReport) -> Metrics:
+    nll = {f"{report.name}/nll": report.likelihood.mean_nll}
+    return nll | _known(f"{report.name}/bpb", report.likelihood.bits_per_byte)
+
+
+def _preparation(report: Preparation) -> Metrics:
+    return {
+        "data/conversations": report.conversations,
+        "data/examples": report.datums,
+        "data/truncated": report.truncated,
+        "data/cut_off": report.cut_off,
+        "data/nothing_to_train": report.nothing_to_train,
+        "data/too_short": report.too_short,
+        "data/tokens": report.tokens,
+        "data/loss_tokens": report.loss_tokens,
+    }
+
+
+def _known(name: str, value: float | None) -> Metrics:
+    return {} if value is None else {name: value}
