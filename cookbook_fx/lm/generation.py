@@ -1,0 +1,496 @@
+"""Many sequences decoded together, coming and going: continuous batching as pure functions.
+
+A `Generation` holds up to `max_rows` sequences. `admit` adds requests, `advance` draws the next
+few tokens of all of them and drops the finished, `release` drops rows by name. Each returns a new
+`Generation` and leaves the one it was given as it was. Sizes of the arrays come from a few
+buckets, so that a varied run compiles a handful of programs.
+"""
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from cookbook_fx.errors import ConfigurationError, ModelError
+from cookbook_fx.lm.decode import (
+    Cache,
+    DecodeWeights,
+    decode_step,
+    empty_cache,
+    placed,
+    prefill,
+    rearranged,
+)
+from cookbook_fx.lm.sampling import DrawRules, SamplingParams, draw_rules, draw_tokens
+
+StopReason = Literal["stop", "length"]
+
+# Steps between two looks at the rows. A row that ends or arrives waits for at most this many.
+CHUNK = 16
+
+
+class RowId(NamedTuple):
+    """Which answer to which request."""
+
+    request: Hashable
+    sample: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowRequest:
+    """A prompt to be continued, once or several times.
+
+    Args:
+        id: the caller's name for it.
+        prompt: token ids, at least one.
+        params: how to draw.
+        num_samples: how many independent answers.
+        first_sample: number of the first of them; answer i depends on the seed and i alone, so a
+            request may be admitted in parts.
+    """
+
+    id: Hashable
+    prompt: Int[np.ndarray, " token"]
+    params: SamplingParams
+    num_samples: int = 1
+    first_sample: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompt.ndim != 1 or self.prompt.size == 0:
+            raise ConfigurationError(
+                f"request {self.id!r}: a prompt needs at least one token in one dimension, "
+                f"got shape {self.prompt.shape}"
+            )
+        if self.num_samples < 1:
+            raise ConfigurationError(
+                f"request {self.id!r}: num_samples must be at least 1, got {self.num_samples}"
+            )
+
+
+class RowUpdate(NamedTuple):
+    """What `advance` did for one row; `stop_reason` is None while the row goes on."""
+
+    row: RowId
+    tokens: Int[np.ndarray, " token"]
+    logprobs: Float[np.ndarray, " token"]
+    stop_reason: StopReason | None
+
+
+class Sampled(NamedTuple):
+    """One finished answer; a stop token is its last token."""
+
+    tokens: Int[np.ndarray, " token"]
+    logprobs: Float[np.ndarray, " token"]
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A running sequence: `token`, at `position`, is the newest and not yet in the cache."""
+
+    id: RowId
+    params: SamplingParams
+    token: int
+    position: int
+    drawn: int
+    limit: int
+
+    @property
+    def reach(self) -> int:
+        """Positions in use after the next chunk."""
+        return self.position + min(CHUNK, self.limit - self.drawn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Generation:
+    """Sequences being decoded: one slot of the cache each, None for free slots."""
+
+    max_rows: int
+    cache: Cache
+    rows: tuple[_Row | None, ...]
+
+    @property
+    def row_ids(self) -> tuple[RowId, ...]:
+        """The rows still running."""
+        return tuple(row.id for row in self.rows if row is not None)
+
+    @property
+    def free_rows(self) -> int:
+        """How many more may be admitted."""
+        return self.max_rows - len(self.row_ids)
+
+
+def begin(model: DecodeWeights, *, max_rows: int = 32) -> Generation:
+    """An empty generation that decodes at most `max_rows` sequences at once."""
+    if max_rows < 1:
+        raise ConfigurationError(f"max_rows must be at least 1, got {max_rows}")
+    cache = empty_cache(model, slots=1, length=_MIN_LENGTH)
+    return Generation(max_rows=max_rows, cache=cache, rows=(None,))
+
+
+def admit(
+    model: DecodeWeights, generation: Generation, requests: Sequence[RowRequest]
+) -> Generation:
+    """Adds rows; equal prompts among the requests are read once.
+
+    The token limit of a row is its `max_tokens` or what the context leaves, whichever is less.
+
+    Raises:
+        ConfigurationError: not enough free rows, a row that is already there, a prompt with
+            token ids outside the vocabulary or that fills the whole context.
+    """
+    if not requests:
+        return generation
+    new = [row for request in requests for row in _new_rows(model, request)]
+    ids = [*generation.row_ids, *(row.id for row in new)]
+    if len(ids) > generation.max_rows:
+        raise ConfigurationError(
+            f"{len(new)} rows do not fit into the {generation.free_rows} free ones of "
+            f"{generation.max_rows}; admit fewer, and the rest after some have finished"
+        )
+    if len(set(ids)) < len(ids):
+        raise ConfigurationError(
+            "a row with the same request id and sample number is already running"
+        )
+    generation, places = _with_rows(generation, new)
+    prompts = [request.prompt for request in requests for _ in range(request.num_samples)]
+    return replace(generation, cache=_with_prompts(model, generation.cache, prompts, places))
+
+
+def split_to_fit(
+    requests: Sequence[RowRequest], rows: int
+) -> tuple[tuple[RowRequest, ...], tuple[RowRequest, ...]]:
+    """Parts a queue into what `rows` free rows can take now, in order, and what has to wait."""
+    now: list[RowRequest] = []
+    for index, request in enumerate(requests):
+        if request.num_samples > rows:
+            if not rows:
+                return tuple(now), tuple(requests[index:])
+            rest = replace(
+                request,
+                num_samples=request.num_samples - rows,
+                first_sample=request.first_sample + rows,
+            )
+            return (*now, replace(request, num_samples=rows)), (rest, *requests[index + 1 :])
+        now.append(request)
+        rows -= request.num_samples
+    return tuple(now), ()
+
+
+def release(generation: Generation, row_ids: Collection[RowId]) -> Generation:
+    """Drops rows, finished or not; unknown ones are ignored, as they may have just finished."""
+    kept = tuple(None if row is None or row.id in row_ids else row for row in generation.rows)
+    return replace(generation, rows=kept)
+
+
+def advance(
+    model: DecodeWeights, generation: Generation
+) -> tuple[Generation, tuple[RowUpdate, ...]]:
+    """Draws up to `CHUNK` tokens for every row; rows that end are gone from the result.
+
+    Raises:
+        ModelError: the model's log-probabilities are not finite.
+    """
+    if not generation.row_ids:
+        return generation, ()
+    generation, _ = _with_rows(generation, ())
+    chunk = _decode_chunk(model, generation.cache, _columns(generation.rows))
+    tokens, logprobs = np.asarray(chunk.tokens).T, np.asarray(chunk.logprobs).T
+    counts, stopped = chunk.counts.tolist(), chunk.stopped.tolist()
+    rows: list[_Row | None] = [None] * len(generation.rows)
+    updates = []
+    for slot, row in enumerate(generation.rows):
+        if row is not None:
+            rows[slot], update = _after_chunk(
+                row,
+                tokens[slot, : counts[slot]],
+                logprobs[slot, : counts[slot]],
+                stopped=stopped[slot],
+            )
+            updates.append(update)
+    return replace(generation, cache=chunk.cache, rows=tuple(rows)), tuple(updates)
+
+
+def generate(
+    model: DecodeWeights, requests: Sequence[RowRequest], *, max_rows: int = 32
+) -> list[tuple[Sampled, ...]]:
+    """Runs requests to their ends; one tuple of answers a request, in their order.
+
+    Example:
+        >>> from cookbook_fx.lm.config import LMConfig
+        >>> from cookbook_fx.lm.decode import decode_weights
+        >>> from cookbook_fx.lm.weights import random_tensors, weights_from_tensors
+        >>> tiny = LMConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_layers=1,
+        ...     num_heads=2, num_kv_heads=1, head_dim=4, rope_theta=1e4, rms_norm_eps=1e-5,
+        ...     max_position_embeddings=64, tie_word_embeddings=True, qk_norm=False)
+        >>> weights = weights_from_tensors(tiny, random_tensors(tiny).__getitem__)
+        >>> request = RowRequest(id="a", prompt=np.array([1, 2, 3]),
+        ...     params=SamplingParams(max_tokens=5, seed=0), num_samples=2)
+        >>> [answers] = generate(decode_weights(weights, None), [request])
+        >>> [(len(answer.tokens), answer.stop_reason) for answer in answers]
+        [(5, 'length'), (5, 'length')]
+    """
+    generation = begin(model, max_rows=max_rows)
+    waiting = tuple(replace(request, id=index) for index, request in enumerate(requests))
+    parts: dict[RowId, list[RowUpdate]] = {}
+    while waiting or generation.row_ids:
+        now, waiting = split_to_fit(waiting, generation.free_rows)
+        generation = admit(model, generation, now)
+        generation, updates = advance(model, generation)
+        for update in updates:
+            parts.setdefault(update.row, []).append(update)
+    return [
+        tuple(
+            _joined(parts[RowId(index, request.first_sample + sample)])
+            for sample in range(request.num_samples)
+        )
+        for index, request in enumerate(requests)
+    ]
+
+
+def _joined(updates: Sequence[RowUpdate]) -> Sampled:
+    return Sampled(
+        tokens=np.concatenate([update.tokens for update in updates]),
+        logprobs=np.concatenate([update.logprobs for update in updates]),
+        stop_reason=updates[-1].stop_reason or "length",
+    )
+
+
+def _new_rows(model: DecodeWeights, request: RowRequest) -> list[_Row]:
+    config, length = model.config, len(request.prompt)
+    if length >= config.max_position_embeddings:
+        raise ConfigurationError(
+            f"request {request.id!r}: a prompt of {length} tokens leaves no room in the model's "
+            f"context of {config.max_position_embeddings}; shorten it"
+        )
+    if request.prompt.min() < 0 or request.prompt.max() >= config.vocab_size:
+        raise ConfigurationError(
+            f"request {request.id!r}: token ids must be from 0 to {config.vocab_size - 1}, "
+            f"got {request.prompt.min()} to {request.prompt.max()}"
+        )
+    return [
+        _Row(
+            id=RowId(request.id, request.first_sample + sample),
+            params=request.params,
+            token=int(request.prompt[-1]),
+            position=length - 1,
+            drawn=0,
+            limit=min(request.params.max_tokens, config.max_position_embeddings - length),
+        )
+        for sample in range(request.num_samples)
+    ]
+
+
+# --- Buckets -------------------------------------------------------------------------------------
+
+_MIN_LENGTH = 128
+_MIN_PACK = 32
+# Prompts are read together up to this many tokens; more would only make the dense attention
+# between strangers, all masked, the larger part of the work.
+_PACK = 512
+
+
+def _slots_for(rows: int) -> int:
+    # Two rows take as long as four: either way the time goes into reading the weights.
+    return 1 if rows <= 1 else max(4, _power_of_two(rows))
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _with_rows(generation: Generation, new: Sequence[_Row]) -> tuple[Generation, tuple[int, ...]]:
+    """Room for new rows, and for a chunk of tokens in every row; and the slots of the new ones.
+
+    The cache grows as soon as it must, and shrinks when three quarters of it are unused, so that
+    a lone long row is not decoded at the width of the group it came with.
+    """
+    old, cache = generation.rows, generation.cache
+    running = [row for row in old if row is not None]
+    slots = _bucket(cache.slots, _slots_for(len(running) + len(new)))
+    reach = max(row.reach for row in [*running, *new])
+    length = _bucket(cache.length, max(_MIN_LENGTH, _power_of_two(reach)))
+    if slots == cache.slots:
+        kept = list(range(slots))
+    else:
+        kept = [slot for slot, row in enumerate(old) if row is not None]
+        kept += [0] * (slots - len(kept))
+        old = (*running, *[None] * (slots - len(running)))
+    if (slots, length) != (cache.slots, cache.length):
+        cache = rearranged(cache, jnp.asarray(kept), length=length)
+    free = [slot for slot, row in enumerate(old) if row is None]
+    places = dict(zip(free, new, strict=False))
+    rows = tuple(places.get(slot, row) for slot, row in enumerate(old))
+    return replace(generation, cache=cache, rows=rows), tuple(places)
+
+
+def _bucket(current: int, wanted: int) -> int:
+    return current if current // 4 < wanted <= current else wanted
+
+
+# --- Prompts -------------------------------------------------------------------------------------
+
+
+def _with_prompts(
+    model: DecodeWeights, cache: Cache, prompts: Sequence[np.ndarray], slots: Sequence[int]
+) -> Cache:
+    """Reads all but the last token of each prompt into its slot; `advance` reads the last."""
+    takers: dict[bytes, list[int]] = {}
+    bodies = [np.asarray(prompt[:-1], np.int32) for prompt in prompts]
+    for body, slot in zip(bodies, slots, strict=True):
+        takers.setdefault(body.tobytes(), []).append(slot)
+    distinct = {body.tobytes(): body for body in bodies if len(body)}
+    for pack in _packs(sorted(distinct.values(), key=len)):
+        size = max(_MIN_PACK, _round_up(sum(map(len, pack))))
+        tokens, positions, segments = np.zeros((3, size), np.int32)
+        segments[:] = len(pack)
+        start, count = np.zeros((2, cache.slots), np.int32)
+        end = 0
+        for number, body in enumerate(pack):
+            begin, end = end, end + len(body)
+            tokens[begin:end], segments[begin:end] = body, number
+            positions[begin:end] = np.arange(len(body))
+            start[takers[body.tobytes()]], count[takers[body.tobytes()]] = begin, len(body)
+        prefix = prefill(model, *map(jnp.asarray, (tokens, positions, segments)))
+        cache = placed(cache, prefix, start=jnp.asarray(start), count=jnp.asarray(count))
+    return cache
+
+
+def _round_up(size: int) -> int:
+    """The next power of two, or three quarters of it."""
+    power = _power_of_two(size)
+    return power * 3 // 4 if size <= power * 3 // 4 else power
+
+
+def _packs(bodies: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    packs: list[list[np.ndarray]] = []
+    room = 0
+    for body in bodies:
+        if len(body) > room:
+            packs.append([])
+            room = _PACK
+        packs[-1].append(body)
+        room -= len(body)
+    return packs
+
+
+# --- A chunk of steps ----------------------------------------------------------------------------
+
+
+class _Columns(eqx.Module):
+    """The rows as arrays; free slots have a limit of 0."""
+
+    token: Int[Array, " slot"]
+    position: Int[Array, " slot"]
+    drawn: Int[Array, " slot"]
+    limit: Int[Array, " slot"]
+    stop_tokens: Int[Array, "slot stop"]
+    rules: DrawRules
+
+
+_FREE = _Row(
+    id=RowId(None, 0),
+    params=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+    token=0,
+    position=0,
+    drawn=0,
+    limit=0,
+)
+
+
+def _columns(slots: Sequence[_Row | None]) -> _Columns:
+    rows = [row or _FREE for row in slots]
+    stops = np.full(
+        (len(rows), _power_of_two(max(8, *(len(r.params.stop_tokens) for r in rows)))), -1
+    )
+    for stop, row in zip(stops, rows, strict=True):
+        stop[: len(row.params.stop_tokens)] = row.params.stop_tokens
+    return _Columns(
+        token=jnp.asarray([row.token for row in rows], jnp.int32),
+        position=jnp.asarray([row.position for row in rows], jnp.int32),
+        drawn=jnp.asarray([row.drawn for row in rows], jnp.int32),
+        limit=jnp.asarray([row.limit for row in rows], jnp.int32),
+        stop_tokens=jnp.asarray(stops, jnp.int32),
+        rules=draw_rules([row.params for row in rows], [row.id.sample for row in rows]),
+    )
+
+
+class _Progress(NamedTuple):
+    """What a chunk's steps hand on; `counts` are the tokens drawn in this chunk."""
+
+    step: Int[Array, ""]
+    cache: Cache
+    token: Int[Array, " slot"]
+    counts: Int[Array, " slot"]
+    stopped: Bool[Array, " slot"]
+    tokens: Int[Array, "step slot"]
+    logprobs: Float[Array, "step slot"]
+
+
+@jax.jit
+def _decode_chunk(model: DecodeWeights, cache: Cache, columns: _Columns) -> _Progress:
+    """Up to `CHUNK` steps, fewer if every row has ended before."""
+
+    def running(progress: _Progress) -> Array:
+        return ~progress.stopped & (columns.drawn + progress.counts < columns.limit)
+
+    def more(progress: _Progress) -> Array:
+        return (progress.step < CHUNK) & running(progress).any()
+
+    def step(progress: _Progress) -> _Progress:
+        # An ended row is computed with the others, but stays where it is.
+        live = running(progress)
+        cache, logits = decode_step(
+            model, progress.cache, progress.token, columns.position + progress.counts
+        )
+        drawn = draw_tokens(logits, columns.rules, columns.drawn + progress.counts)
+        stops = (drawn.tokens[:, None] == columns.stop_tokens).any(1)
+        return _Progress(
+            step=progress.step + 1,
+            cache=cache,
+            token=jnp.where(live, drawn.tokens, progress.token),
+            counts=progress.counts + live,
+            stopped=progress.stopped | (live & stops),
+            tokens=progress.tokens.at[progress.step].set(drawn.tokens),
+            logprobs=progress.logprobs.at[progress.step].set(drawn.logprobs),
+        )
+
+    slots = cache.slots
+    start = _Progress(
+        step=jnp.asarray(0),
+        cache=cache,
+        token=columns.token,
+        counts=jnp.zeros(slots, jnp.int32),
+        stopped=jnp.zeros(slots, bool),
+        tokens=jnp.zeros((CHUNK, slots), jnp.int32),
+        logprobs=jnp.zeros((CHUNK, slots), jnp.float32),
+    )
+    return jax.lax.while_loop(more, step, start)
+
+
+def _after_chunk(
+    row: _Row, tokens: np.ndarray, logprobs: np.ndarray, *, stopped: bool
+) -> tuple[_Row | None, RowUpdate]:
+    if not np.isfinite(logprobs).all():
+        raise ModelError(
+            f"row {row.id}: the model's log-probabilities are not finite; its weights or the "
+            "adapter have diverged"
+        )
+    after = replace(
+        row,
+        token=int(tokens[-1]),
+        position=row.position + len(tokens),
+        drawn=row.drawn + len(tokens),
+    )
+    reason: StopReason | None = (
+        "stop" if stopped else "length" if after.drawn == after.limit else None
+    )
+    return (
+        None if reason else after,
+        RowUpdate(row=row.id, tokens=tokens, logprobs=logprobs, stop_reason=reason),
+    )
