@@ -1,0 +1,321 @@
+"""Samples for many callers, decoded together. Compute thread only.
+
+Requests wait in one queue and enter in the order they came. All that run on the same weights are
+decoded as one batch, which others join and leave between chunks of steps; requests on different
+weights take turns, chunk by chunk.
+"""
+
+import itertools
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cookbook_fx.errors import DataError
+from cookbook_fx.lm import (
+    DecodeWeights,
+    Generation,
+    LMWeights,
+    PromptScores,
+    RowId,
+    RowRequest,
+    RowUpdate,
+    Sampled,
+    SamplingParams,
+    admit,
+    advance,
+    begin,
+    decode_weights,
+    release,
+    score_prompts,
+    split_to_fit,
+)
+from shell.engine.requests import SamplePrompt
+from shell.engine.sessions import SamplerWeights
+
+log = logging.getLogger(__name__)
+Decode = Callable[[Sequence[int]], str]
+
+# Each holds a merged copy of the base model's layers.
+_WEIGHTS_AT_ONCE = 2
+# Where compute takes over from reading the weights, and more rows only make each one slower.
+_ROWS_AT_ONCE = {"cpu": 32}
+_ROWS_AT_ONCE_ON_ACCELERATORS = 256
+
+
+class SampledPrompt(NamedTuple):
+    """All continuations of a prompt, and its scores where they were asked for."""
+
+    samples: tuple[Sampled, ...]
+    prompt: PromptScores | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleWork:
+    """A request with the weights it was made to, and where its result goes."""
+
+    weights: SamplerWeights
+    request: SamplePrompt
+    seed: int
+    future: "Future[SampledPrompt]"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Job:
+    """A request under way."""
+
+    work: SampleWork
+    prompt: PromptScores | None = None
+    finished: dict[int, Sampled] = field(default_factory=dict)
+    running: dict[int, Sampled] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Batch:
+    """What is decoded together."""
+
+    weights: DecodeWeights
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Waiting:
+    """The part of a request that no row has been found for yet."""
+
+    job: _Job
+    rows: RowRequest
+
+
+class SamplingPool:
+    """All sampling of an engine.
+
+    Args:
+        base: the base model.
+        decode: token ids to text, special tokens included.
+        end_tokens: ids that end a text where a request does not say otherwise.
+    """
+
+    def __init__(self, base: LMWeights, decode: Decode, *, end_tokens: tuple[int, ...]) -> None:
+        self._base = base
+        self._decode = decode
+        self._end_tokens = end_tokens
+        self._waiting: deque[_Waiting] = deque()
+        self._jobs: dict[int, _Job] = {}
+        self._batches: OrderedDict[str, _Batch] = OrderedDict()
+        self._ids = itertools.count()
+
+    def admit(self, works: Sequence[SampleWork]) -> None:
+        """Puts requests into the queue; what is wrong with one fails that one alone."""
+        for work in works:
+            try:
+                rows = self._rows(work)
+            except Exception as error:
+                work.future.set_exception(error)
+            else:
+                job = _Job(work=work)
+                self._jobs[rows.id] = job
+                self._waiting.append(_Waiting(job=job, rows=rows))
+
+    def advance(self) -> bool:
+        """Decodes one chunk of one batch; whether there is more to do."""
+        self._fill()
+        for key, batch in self._batches.items():
+            if batch.generation.row_ids:
+                self._batches.move_to_end(key)
+                self._advance(batch)
+                break
+        return bool(self._jobs)
+
+    def _rows(self, work: SampleWork) -> RowRequest:
+        request, config = work.request, self._base.config
+        prompt, context = request.prompt, config.max_position_embeddings
+        if len(prompt) >= context:
+            raise DataError(
+                f"a prompt of {len(prompt)} tokens leaves no room to sample in the model's context "
+                f"of {context}; shorten it"
+            )
+        if prompt.min() < 0 or prompt.max() >= config.vocab_size:
+            raise DataError(
+                f"prompt tokens must be from 0 to {config.vocab_size - 1}, "
+                f"got {prompt.min()} to {prompt.max()}"
+            )
+        if request.topk_prompt_logprobs > config.vocab_size:
+            raise DataError(f"topk_prompt_logprobs must be at most {config.vocab_size}")
+        stop = self._end_tokens if request.stop_tokens is None else request.stop_tokens
+        return RowRequest(
+            id=next(self._ids),
+            prompt=prompt.astype(np.int32),
+            params=SamplingParams(
+                max_tokens=request.max_tokens or context - len(prompt),
+                temperature=request.temperature,
+                top_k=request.top_k,
+                top_p=request.top_p,
+                seed=work.seed,
+                stop_tokens=tuple(token for token in stop if 0 <= token < config.vocab_size),
+            ),
+            num_samples=request.num_samples,
+        )
+
+    # --- the queue --------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Lets in from the front of the queue what there is room for."""
+        while self._waiting:
+            weights = self._waiting[0].job.work.weights
+            batch = self._batch(weights)
+            if batch is None or not batch.generation.free_rows:
+                return
+            same = _leading(self._waiting, weights.key)
+            now, later = split_to_fit([each.rows for each in same], batch.generation.free_rows)
+            for _ in same:
+                self._waiting.popleft()
+            self._waiting.extendleft(
+                _Waiting(job=self._jobs[rows.id], rows=rows) for rows in reversed(later)
+            )
+            self._enter(batch, now)
+
+    def _batch(self, weights: SamplerWeights) -> _Batch | None:
+        """The batch for these weights; None while others hold all the room for weights."""
+        if weights.key not in self._batches:
+            if len(self._batches) >= _WEIGHTS_AT_ONCE:
+                idle = (k for k, batch in self._batches.items() if not batch.generation.row_ids)
+                oldest = next(idle, None)
+                if oldest is None:
+                    return None
+                del self._batches[oldest]
+            merged = decode_weights(self._base, weights.adapter)
+            rows = _ROWS_AT_ONCE.get(jax.default_backend(), _ROWS_AT_ONCE_ON_ACCELERATORS)
+            self._batches[weights.key] = _Batch(
+                weights=merged, generation=begin(merged, max_rows=rows)
+            )
+        return self._batches[weights.key]
+
+    def _enter(self, batch: _Batch, requests: Sequence[RowRequest]) -> None:
+        try:
+            self._score(requests)
+            batch.generation = admit(batch.weights, batch.generation, requests)
+        # Whatever it is belongs to those who wait for these requests.
+        except Exception as error:
+            for rows in requests:
+                self._fail(rows.id, error)
+
+    def _score(self, requests: Sequence[RowRequest]) -> None:
+        """Scores the prompts of requests that want it, those of equal kind together."""
+        by_kind: dict[int, list[RowRequest]] = {}
+        for rows in requests:
+            asked = self._jobs[rows.id].work.request
+            if rows.first_sample == 0 and (asked.prompt_logprobs or asked.topk_prompt_logprobs):
+                by_kind.setdefault(asked.topk_prompt_logprobs, []).append(rows)
+        for top_k, group in by_kind.items():
+            adapter = self._jobs[group[0].id].work.weights.adapter
+            scores = score_prompts(
+                self._base, adapter, [rows.prompt for rows in group], top_k=top_k
+            )
+            for rows, score in zip(group, scores, strict=True):
+                job = self._jobs[rows.id]
+                job.prompt = _last(score, job.work.request.prompt_logprobs_last_n)
+
+    # --- rows -------------------------------------------------------------------------------
+
+    def _advance(self, batch: _Batch) -> None:
+        running = batch.generation.row_ids
+        try:
+            batch.generation, updates = advance(batch.weights, batch.generation)
+            done = [update.row for update in updates if self._take(update)]
+        except Exception as error:
+            batch.generation = release(batch.generation, running)
+            for row in running:
+                self._fail(row.request, error)
+            return
+        batch.generation = release(batch.generation, done)
+
+    def _take(self, update: RowUpdate) -> bool:
+        """Adds new tokens to a sample; whether its row is not needed any more."""
+        job = self._jobs.get(update.row.request)
+        if job is None:
+            return True
+        before = job.running.pop(update.row.sample, None)
+        sample = Sampled(update.tokens, update.logprobs, update.stop_reason or "length")
+        if before is not None:
+            sample = Sampled(
+                np.concatenate([before.tokens, update.tokens]),
+                np.concatenate([before.logprobs, update.logprobs]),
+                sample.stop_reason,
+            )
+        strings = job.work.request.stop_strings
+        checked = 0 if before is None else len(before.tokens)
+        end = stop_string_end(sample.tokens.tolist(), strings, self._decode, checked=checked)
+        if end is not None:
+            sample = Sampled(sample.tokens[:end], sample.logprobs[:end], "stop")
+        elif update.stop_reason is None:
+            job.running[update.row.sample] = sample
+            return False
+        self._finish(update.row, job, sample)
+        return True
+
+    def _finish(self, row: RowId, job: _Job, sample: Sampled) -> None:
+        job.finished[row.sample] = sample
+        wanted = job.work.request.num_samples
+        if len(job.finished) == wanted:
+            del self._jobs[row.request]
+            samples = tuple(job.finished[index] for index in range(wanted))
+            job.work.future.set_result(SampledPrompt(samples, job.prompt))
+
+    def _fail(self, job_id: int, error: Exception) -> None:
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            self._waiting = deque(each for each in self._waiting if each.job is not job)
+            job.work.future.set_exception(error)
+
+
+def _leading(waiting: Iterable[_Waiting], key: str) -> list[_Waiting]:
+    """The first of a queue that run on the same weights."""
+    return list(itertools.takewhile(lambda each: each.job.work.weights.key == key, waiting))
+
+
+def stop_string_end(
+    tokens: Sequence[int], strings: Sequence[str], decode: Decode, *, checked: int
+) -> int | None:
+    """How many tokens it takes until the text contains one of the strings; None if it does not.
+
+    Args:
+        tokens: of one sample.
+        strings: to look for in the decoded text, across token boundaries.
+        decode: token ids to text.
+        checked: that many tokens are known to contain none.
+
+    Example:
+        >>> stop_string_end([72, 105, 33, 10], ["!"], lambda ids: bytes(ids).decode(), checked=0)
+        3
+    """
+    if not strings:
+        return None
+    # A token is at least a byte of text, so a match that ends after `checked` begins after this.
+    start = max(0, checked - max(len(string.encode()) for string in strings))
+
+    def stopped(end: int) -> bool:
+        text = decode(tokens[start:end])
+        return any(string in text for string in strings)
+
+    if not stopped(len(tokens)):
+        return None
+    return next(end for end in range(checked + 1, len(tokens) + 1) if stopped(end))
+
+
+def _last(scores: PromptScores, count: int | None) -> PromptScores:
+    """The scores with all but the last `count` tokens' made unknown."""
+    if count is None or count >= len(scores.logprobs):
+        return scores
+    cut = len(scores.logprobs) - count
+    logprobs = np.where(np.arange(len(scores.logprobs)) < cut, np.nan, scores.logprobs)
+    if scores.topk_logprobs is None:
+        return scores._replace(logprobs=logprobs)
+    unknown = (np.arange(len(logprobs)) < cut)[:, None]
+    return scores._replace(
+        logprobs=logprobs, topk_logprobs=np.where(unknown, np.nan, scores.topk_logprobs)
+    )

@@ -1,0 +1,226 @@
+"""Starting and stopping the engine: in this process, or in the foreground until interrupted."""
+
+import contextlib
+import logging
+import os
+import resource
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import jax
+import uvicorn
+
+from cookbook_fx.errors import ConfigurationError, ServiceError
+from shell.engine.app import make_app
+from shell.engine.checkpoints import CheckpointStore
+from shell.engine.service import BaseModel, EngineLimits, Service
+from shell.hub import DEFAULT_MODEL, home, load_tokenizer, load_weights, resolve_model
+
+log = logging.getLogger(__name__)
+
+# Beside the names the hub resolves: what programs written for the hosted service call a model.
+_ALIASES = {DEFAULT_MODEL: ("HuggingFaceTB/SmolLM2-135M-Instruct",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Which model an engine serves, and where.
+
+    Args:
+        model: a built-in name, hub id, Hugging Face directory or .gguf file.
+        state_dir: checkpoints are kept in a folder of it.
+        host: address to listen on; any but a loopback address needs an `api_key`.
+        port: 0 for any free one.
+        api_key: what clients must send; None to make one up.
+        dtype: of the base weights; adapters are always float32.
+        limits: how long to wait and how much to hold.
+
+    Raises:
+        ConfigurationError: the engine would listen beyond this machine without a chosen key, or
+            the key is one the SDK refuses to send.
+    """
+
+    model: str = DEFAULT_MODEL
+    state_dir: Path = field(default_factory=home)
+    host: str = "127.0.0.1"
+    port: int = 0
+    api_key: str | None = None
+    dtype: str = "float32"
+    limits: EngineLimits = field(default_factory=EngineLimits)
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.startswith("tml-"):
+            raise ConfigurationError(
+                "api_key must begin with 'tml-' (the SDK refuses to send others)"
+            )
+        if self.api_key is None and not _is_loopback(self.host):
+            raise ConfigurationError(
+                f"host {self.host} can be reached from other machines; choose an api_key "
+                "(beginning with 'tml-') or listen on 127.0.0.1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where an engine answers, and the key it wants."""
+
+    base_url: str
+    api_key: str = field(repr=False)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next process need not compile them again."""
+    jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def embedded_engine(
+    config: EngineConfig | None = None, *, say: Callable[[str], None] = log.info
+) -> Iterator[Endpoint]:
+    """An engine in a thread of this process, for as long as the context is open.
+
+    Args:
+        config: None for the default model on a free port.
+        say: is told of downloads and the like.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+        ModelError: the model cannot be loaded.
+
+    Example::
+
+        with embedded_engine() as endpoint:
+            client = tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key)
+    """
+    config = config or EngineConfig()
+    enable_compilation_cache()
+    _raise_descriptor_limit()
+    with contextlib.closing(_listen(config.host, config.port)) as listener:
+        start = _prepare(config, say)
+        api_key = config.api_key or f"tml-{secrets.token_urlsafe(24)}"
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        with _running(start, api_key, listener):
+            yield Endpoint(base_url=f"http://{shown}:{port}", api_key=api_key)
+
+
+def serve(config: EngineConfig, *, say: Callable[[str], None]) -> None:
+    """Serves until interrupted (Ctrl-C or SIGTERM); call it from the main thread.
+
+    Args:
+        config: what to serve.
+        say: is told where the engine answers.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with embedded_engine(config, say=say) as endpoint:
+            say(
+                f"Serving {config.model} at {endpoint.base_url}. For any Tinker program:\n"
+                f"  export TINKER_BASE_URL={endpoint.base_url} TINKER_API_KEY={endpoint.api_key}\n"
+                "Press Ctrl-C to stop."
+            )
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        say("Stopped.")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], Service]:
+    """Loads everything that can fail; what is left to do on the event loop cannot."""
+    source = resolve_model(config.model, say=say)
+    tokenizer = load_tokenizer(str(source.directory))
+    weights = load_weights(source.directory, dtype=config.dtype)
+    end = tokenizer.eos_token_id
+    base = BaseModel(
+        names=(source.name, *_ALIASES.get(source.name, ())),
+        directory=source.directory,
+        weights=weights,
+        decode=partial(
+            tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        ),
+        end_tokens=() if end is None else (end,),
+    )
+    store = CheckpointStore(
+        config.state_dir / "checkpoints", config=weights.config, base_model=source.name
+    )
+    return lambda: Service(base, store, config.limits)
+
+
+@contextlib.contextmanager
+def _running(start: Callable[[], Service], api_key: str, listener: socket.socket) -> Iterator[None]:
+    services: list[Service] = []
+
+    def start_and_keep() -> Service:
+        services.append(start())
+        return services[0]
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(start_and_keep, api_key=api_key),
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+            ws="none",
+        )
+    )
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listener]}, name="engine", daemon=True
+    )
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise ServiceError("the engine's HTTP server ended while starting; see the log")
+        thread.join(0.005)
+    try:
+        yield
+    finally:
+        # Long polls are ended first: a graceful stop would wait for them.
+        services[0].wake_from_another_thread()
+        server.should_exit = True
+        thread.join()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        # Hundreds of samples are asked for at once, each on a connection of its own.
+        listener.listen(4096)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another port, or 0 "
+            "for any free one"
+        ) from error
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _raise_descriptor_limit() -> None:
+    """Each sample in flight takes about two sockets, on both ends in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16_384 if hard == resource.RLIM_INFINITY else min(16_384, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,465 @@
+"""What the engine does for its clients, behind HTTP and in front of the compute thread.
+
+Everything here runs on the event loop and returns at once, except waiting for results and
+reading a checkpoint for a new sampler, which are awaited.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cookbook_fx.errors import ConfigurationError, CookbookError, DataError, ServiceError
+from cookbook_fx.lm import LMWeights, LoRAConfig
+from shell.engine import wire
+from shell.engine.checkpoints import Checkpoint, CheckpointStore, NoSuchCheckpoint, parse_path
+from shell.engine.futures import Done, Failed, FutureTable, Outcome
+from shell.engine.models import Loaded, Models, Result, Snapshot
+from shell.engine.requests import (
+    CreateModel,
+    CreateModelFromState,
+    CreateSamplingSession,
+    CreateSession,
+    Operation,
+    Sample,
+    SaveForSampler,
+    Submission,
+    Unusable,
+)
+from shell.engine.sampling import Decode, SampledPrompt, SampleWork, SamplingPool
+from shell.engine.sequencing import (
+    Arrived,
+    Command,
+    Hold,
+    Refuse,
+    Repeat,
+    Run,
+    TimePassed,
+    step,
+)
+from shell.engine.sessions import (
+    Finished,
+    ModelEntry,
+    Sampler,
+    SamplerWeights,
+    Session,
+    Sessions,
+    Unknown,
+)
+from shell.engine.worker import ComputeWorker
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+_STOPPING = Failed(message="the engine is stopping", category="server")
+
+
+class Busy(ServiceError):
+    """More samples are waiting than the engine is willing to hold; ask again later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """How long the engine waits and how much it holds.
+
+    Args:
+        long_poll_seconds: how long a request for a result is held open; the SDK allows 45.
+        patience_seconds: how long operations wait for a missing earlier one.
+        idle_session_seconds: a session without heartbeat or request for this long is freed.
+        gather_seconds: how long a sampling request waits for others to share its batch.
+        max_queued_samples: beyond this many unfinished samples new ones are turned away (429).
+        unnamed_samplers: how many unnamed snapshots of one session stay in memory; beyond it the
+            one unused for longest goes.
+        maintenance_seconds: how often waiting and expired things are looked at.
+    """
+
+    long_poll_seconds: float = 25.0
+    patience_seconds: float = 300.0
+    idle_session_seconds: float = 300.0
+    gather_seconds: float = 0.004
+    max_queued_samples: int = 4096
+    unnamed_samplers: int = 16
+    maintenance_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BaseModel:
+    """The model an engine serves.
+
+    Args:
+        names: what clients may call it; the first is what the engine calls it.
+        directory: with its tokenizer files.
+        decode: token ids to text, special tokens included.
+        end_tokens: ids that end a text.
+    """
+
+    names: tuple[str, ...]
+    directory: Path
+    weights: LMWeights
+    decode: Decode
+    end_tokens: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+class Service:
+    """One engine. `start` on the event loop that will serve it; `stop` at the end."""
+
+    def __init__(self, base: BaseModel, store: CheckpointStore, limits: EngineLimits) -> None:
+        self.base = base
+        self.store = store
+        self.limits = limits
+        self.sessions = Sessions()
+        self.futures = FutureTable()
+        self._models = Models(base.weights, store)
+        self._pool = SamplingPool(base.weights, base.decode, end_tokens=base.end_tokens)
+        self._worker = ComputeWorker(self._pool.advance)
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[SampleWork] = []
+        self._queued_samples = 0
+
+    # --- sessions ---------------------------------------------------------------------------
+
+    def create_session(self, request: CreateSession) -> str:
+        session_id = str(uuid.uuid4())
+        self.sessions.open(
+            Session(
+                session_id=session_id,
+                user_metadata=request.user_metadata,
+                display_name=request.display_name,
+            )
+        )
+        return session_id
+
+    def finish_session(self, session_id: str, reason: str) -> None:
+        """Frees what a session holds, after the operations it has already submitted."""
+        for model in self.sessions.end(session_id, reason):
+            for seq_id in model.held:
+                self._fail(model, seq_id, f"the session of this model {reason}")
+            self._worker.submit(partial(self._models.drop, model.model_id))
+
+    # --- training ---------------------------------------------------------------------------
+
+    def create_model(self, request: CreateModel) -> tuple[str, str]:
+        """Request id and model id; the same ones when asked again."""
+        self._require_served(request.base_model)
+        return self._new_model(
+            request, request.lora, lambda model_id: self._models.create(model_id, request.lora)
+        )
+
+    def create_model_from_state(self, request: CreateModelFromState) -> tuple[str, str]:
+        """As `create_model`; the adapter's shape is the checkpoint's."""
+        if request.base_model is not None:
+            self._require_served(request.base_model)
+
+        def create(model_id: str) -> LoRAConfig:
+            return self._models.create_from_state(
+                model_id, request.path, with_optimizer=request.with_optimizer
+            )
+
+        return self._new_model(request, None, create)
+
+    def _new_model(
+        self,
+        request: CreateModel | CreateModelFromState,
+        lora: LoRAConfig | None,
+        create: Callable[[str], LoRAConfig | None],
+    ) -> tuple[str, str]:
+        session = self.sessions.session(request.session_id)
+        model_id = f"{session.session_id}:train:{request.model_seq_id}"
+        request_id = f"{model_id}:create"
+        if self.sessions.has_model(model_id):
+            return request_id, model_id
+        model = ModelEntry(
+            model_id=model_id,
+            session_id=session.session_id,
+            lora=lora,
+            user_metadata=request.user_metadata,
+        )
+        self.sessions.add_model(model)
+
+        def reply(created: LoRAConfig | None) -> Done:
+            model.lora = created or lora
+            if isinstance(request, CreateModel):
+                return wire.json_done(model_id=model_id, type="create_model")
+            return wire.json_done(model_id=model_id, path=request.path, type="load_weights")
+
+        self.futures.open(request_id)
+        self._compute(request_id, lambda: create(model_id), reply)
+        return request_id, model_id
+
+    def _require_served(self, name: str) -> None:
+        if name.casefold() not in {known.casefold() for known in self.base.names}:
+            raise ConfigurationError(
+                f"base model {name!r} is not served here; this engine serves "
+                f"{' = '.join(self.base.names)}"
+            )
+
+    def submit(self, submission: Submission) -> str:
+        """Puts an operation in its place in its model's order; returns its request id."""
+        model = self.sessions.model(submission.model_id)
+        model.held.setdefault(submission.seq_id, submission.operation)
+        self._advance(model, Arrived(seq_id=submission.seq_id, at_seconds=time.monotonic()))
+        return _request_id(model, submission.seq_id)
+
+    def _advance(self, model: ModelEntry, event: Arrived | TimePassed) -> None:
+        model.sequence, commands = step(
+            model.sequence, event, patience_seconds=self.limits.patience_seconds
+        )
+        for command in commands:
+            self._carry_out(model, command)
+
+    def _carry_out(self, model: ModelEntry, command: Command) -> None:
+        match command:
+            case Hold(seq_id=seq_id):
+                self.futures.open(_request_id(model, seq_id))
+            case Repeat(seq_id=seq_id):
+                # What was held under this number is the first arrival, if it is still held.
+                if seq_id not in model.sequence.held:
+                    del model.held[seq_id]
+            case Refuse(seq_ids=seq_ids, reason=reason):
+                for seq_id in seq_ids:
+                    self._fail(model, seq_id, reason)
+                    del model.held[seq_id]
+            case Run(seq_ids=seq_ids):
+                for seq_id in seq_ids:
+                    self._run(model, seq_id, model.held.pop(seq_id))
+
+    def _fail(self, model: ModelEntry, seq_id: int, reason: str) -> None:
+        request_id = _request_id(model, seq_id)
+        if not self.futures.known(request_id):
+            self.futures.open(request_id)
+        self.futures.settle(request_id, Failed(message=reason, category="server"))
+
+    def _run(self, model: ModelEntry, seq_id: int, operation: Operation) -> None:
+        request_id = _request_id(model, seq_id)
+        if not self.futures.known(request_id):
+            self.futures.open(request_id)
+        self._compute(
+            request_id,
+            lambda: self._models.perform(model.model_id, operation),
+            lambda result: self._reply(model, seq_id, operation, result),
+        )
+
+    def _reply(self, model: ModelEntry, seq_id: int, operation: Operation, result: Result) -> Done:
+        match result:
+            case Snapshot():
+                return self._register_snapshot(model, seq_id, operation, result)
+            case Loaded(path=path):
+                return wire.json_done(path=path, model_id=model.model_id, type="load_weights")
+            case Checkpoint(path=path):
+                kind = "save_weights" + ("_for_sampler" if path.segment != "weights" else "")
+                return wire.json_done(path=str(path), type=kind)
+            case _:
+                return wire.training_done(result)
+
+    # --- sampling ---------------------------------------------------------------------------
+
+    def _register_snapshot(
+        self, model: ModelEntry, seq_id: int, operation: Operation, snapshot: Snapshot
+    ) -> Done:
+        if not isinstance(operation, SaveForSampler) or operation.sampling_session_seq_id is None:
+            raise DataError(
+                "an unnamed save_weights_for_sampler needs sampling_session_seq_id; "
+                "send it, or a name as path"
+            )
+        session = self.sessions.session(model.session_id)
+        sampler_id = f"{session.session_id}:sample:{operation.sampling_session_seq_id}"
+        weights = SamplerWeights(key=f"{model.model_id}@{seq_id}", adapter=snapshot.adapter)
+        if operation.follow:
+            for follower in self.sessions.samplers():
+                if follower.follows == model.model_id:
+                    follower.weights = weights
+        self.sessions.add_sampler(
+            Sampler(
+                sampler_id=sampler_id,
+                session_id=session.session_id,
+                weights=weights,
+                model_path=None,
+                follows=model.model_id if operation.follow else None,
+            )
+        )
+        self._retire_snapshots(session)
+        return wire.json_done(sampling_session_id=sampler_id, type="save_weights_for_sampler")
+
+    def _retire_snapshots(self, session: Session) -> None:
+        unnamed = [
+            sampler
+            for sampler in self.sessions.samplers()
+            if sampler.session_id == session.session_id
+            and sampler.model_path is None
+            and sampler.weights.adapter is not None
+        ]
+        unnamed.sort(key=lambda sampler: sampler.last_used)
+        for sampler in unnamed[: max(0, len(unnamed) - self.limits.unnamed_samplers)]:
+            self.sessions.remove_sampler(sampler)
+
+    async def create_sampling_session(self, request: CreateSamplingSession) -> str:
+        """The sampler's id; the same one when asked again."""
+        session = self.sessions.session(request.session_id)
+        sampler_id = f"{session.session_id}:sample:{request.sampling_session_seq_id}"
+        if self.sessions.has_sampler(sampler_id):
+            return sampler_id
+        if request.base_model is not None:
+            self._require_served(request.base_model)
+        if request.model_path is not None:
+            weights = await asyncio.to_thread(self._read_sampler_weights, request.model_path)
+        elif request.base_model is not None:
+            weights = SamplerWeights(key="base", adapter=None)
+        else:
+            raise ConfigurationError("a sampling session needs base_model or model_path")
+        # Reading took a while: a retried request may have been answered meanwhile.
+        if not self.sessions.has_sampler(sampler_id):
+            self.sessions.add_sampler(
+                Sampler(
+                    sampler_id=sampler_id,
+                    session_id=session.session_id,
+                    weights=weights,
+                    model_path=request.model_path,
+                )
+            )
+        return sampler_id
+
+    def _read_sampler_weights(self, path: str) -> SamplerWeights:
+        checkpoint = self.store.find(parse_path(path))
+        return SamplerWeights(key=checkpoint.data, adapter=self.store.load_adapter(checkpoint))
+
+    def sample(self, request: Sample) -> tuple[str, tuple[str, ...]]:
+        """Request id, and an id for each sample to come; the same ones when asked again.
+
+        Raises:
+            Busy: too many samples are waiting.
+        """
+        sampler = self.sessions.sampler(request.sampling_session_id)
+        request_id = f"{sampler.sampler_id}:{request.seq_id}"
+        sequence_ids = tuple(f"{request_id}:{index}" for index in range(request.num_samples))
+        if self.futures.known(request_id):
+            return request_id, sequence_ids
+        wanted = request.num_samples
+        if self._queued_samples and self._queued_samples + wanted > self.limits.max_queued_samples:
+            raise Busy(
+                f"{self._queued_samples} samples are waiting already and at most "
+                f"{self.limits.max_queued_samples} may; ask again later"
+            )
+        self.futures.open(request_id)
+        if isinstance(request.request, Unusable):
+            self.futures.settle(request_id, Failed(message=request.request.reason, category="user"))
+            return request_id, sequence_ids
+        seed = request.request.seed
+        work = SampleWork(
+            weights=sampler.weights,
+            request=request.request,
+            seed=secrets.randbits(63) if seed is None else seed,
+            future=Future(),
+        )
+        self._queued_samples += wanted
+        self._when_done(work.future, partial(self._settle_sample, request_id, wanted))
+        if not self._gathered:
+            self._loop.call_later(self.limits.gather_seconds, self._dispatch_samples)
+        self._gathered.append(work)
+        return request_id, sequence_ids
+
+    def _dispatch_samples(self) -> None:
+        works, self._gathered = self._gathered, []
+        self._worker.submit(lambda: self._pool.admit(works))
+
+    def _settle_sample(
+        self, request_id: str, samples: int, future: "Future[SampledPrompt]"
+    ) -> None:
+        self._queued_samples -= samples
+        self._settle(
+            request_id, future, lambda result: wire.sample_done(result.samples, result.prompt)
+        )
+
+    # --- results ----------------------------------------------------------------------------
+
+    async def retrieve(self, request_id: str) -> Outcome | None:
+        """The outcome, or None if it is not there before the long poll ends.
+
+        Raises:
+            Finished: it was there, and is no longer kept.
+            Unknown: nothing was ever promised under this id.
+        """
+        if self.futures.expired(request_id):
+            raise Finished(f"the result of {request_id} is no longer kept")
+        if not self.futures.known(request_id):
+            raise Unknown(f"there is no request {request_id}; the engine may have been restarted")
+        return await self.futures.wait(request_id, seconds=self.limits.long_poll_seconds)
+
+    def _compute(
+        self, request_id: str, job: Callable[[], Answer], reply: Callable[[Answer], Done]
+    ) -> None:
+        self._when_done(
+            self._worker.submit(job), lambda future: self._settle(request_id, future, reply)
+        )
+
+    def _when_done(
+        self, future: "Future[Answer]", then: Callable[["Future[Answer]"], None]
+    ) -> None:
+        def hand_over(done: "Future[Answer]") -> None:
+            # The compute thread may outlive the loop by the operation it is in.
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(then, done)
+
+        future.add_done_callback(hand_over)
+
+    def _settle(self, request_id: str, future: "Future[Any]", reply: Callable[[Any], Done]) -> None:
+        self.futures.settle(request_id, _outcome(request_id, future, reply))
+
+    # --- upkeep -----------------------------------------------------------------------------
+
+    async def maintain(self) -> None:
+        """Looks after everything that happens because time passes; runs until cancelled."""
+        while True:
+            await asyncio.sleep(self.limits.maintenance_seconds)
+            now = time.monotonic()
+            self.futures.sweep(now)
+            for model in self.sessions.models():
+                self._advance(model, TimePassed(at_seconds=now))
+            for session in self.sessions.sessions():
+                if now - session.last_seen > self.limits.idle_session_seconds:
+                    self.finish_session(
+                        session.session_id,
+                        f"was silent for {self.limits.idle_session_seconds:g} s and was freed",
+                    )
+            await asyncio.to_thread(self.store.sweep)
+
+    def wake_from_another_thread(self) -> None:
+        """Ends every long poll, so that connections can close."""
+        self._loop.call_soon_threadsafe(self.futures.close)
+
+    async def stop(self) -> None:
+        """Ends the compute thread, after the operation it is in."""
+        self.futures.close()
+        await asyncio.to_thread(self._worker.close, timeout_seconds=30.0)
+
+
+def _request_id(model: ModelEntry, seq_id: int) -> str:
+    return f"{model.model_id}:{seq_id}"
+
+
+def _outcome(request_id: str, future: "Future[Any]", reply: Callable[[Any], Done]) -> Outcome:
+    if future.cancelled():
+        return _STOPPING
+    try:
+        return reply(future.result())
+    except NoSuchCheckpoint as error:
+        return Failed(message=str(error), category="user")
+    except ServiceError as error:
+        log.warning("%s failed: %s", request_id, error)
+        return Failed(message=str(error), category="server")
+    except CookbookError as error:
+        return Failed(message=str(error), category="user")
+    # The last line before the client: a bug of ours must reach it as an answer, not as silence.
+    except Exception as error:
+        log.exception("%s failed unexpectedly", request_id)
+        return Failed(message=f"{type(error).__name__}: {error}", category="server")
