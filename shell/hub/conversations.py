@@ -1,0 +1,50 @@
+"""Conversations from a user's own files."""
+
+import json
+from pathlib import Path
+
+from cookbook_fx.chat import Conversation, conversation_from_dict
+from cookbook_fx.errors import DataError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_conversations(path: Path) -> tuple[Conversation, ...]:
+    """Reads a JSONL file: one conversation a line, as `conversation_from_dict` takes it.
+
+    Lines of nothing but whitespace are passed over, and so is a UTF-8 byte order mark.
+
+    Raises:
+        DataError: the file cannot be read or holds no conversation, or a line is not UTF-8, not
+            JSON (as the last line of a torn file) or not a conversation; with its number.
+    """
+    try:
+        lines = Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    conversations = tuple(
+        _conversation(line, where=f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+    if not conversations:
+        raise DataError(f"{path} holds no conversation; one JSON object a line is wanted")
+    return conversations
+
+
+def _conversation(line: bytes, *, where: str) -> Conversation:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not a JSON object on one line ({error.msg} at column {error.colno}); "
+            "the line may be torn, or the file may be one JSON list instead of JSONL"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON object is wanted, got {type(row).__name__}")
+    try:
+        return conversation_from_dict(row)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
