@@ -28,7 +28,7 @@ def translated(doing: str) -> Iterator[None]:
             if error.category == RequestErrorCategory.User
             else "see the engine's log, then run the same command again"
         )
-        raise ServiceError(f"{doing} failed: {error.message}; {advice}") from error
+        raise ServiceError(f"{doing} failed: {failure(error)}; {advice}") from error
     except (tinker.AuthenticationError, tinker.PermissionDeniedError) as error:
         raise ServiceError(
             f"{doing} was refused: the engine does not accept this key ({_body(error)}); set "
@@ -45,6 +45,11 @@ def translated(doing: str) -> Iterator[None]:
         ) from error
     except tinker.TinkerError as error:
         raise ServiceError(f"{doing} failed: {error}") from error
+
+
+def failure(error: tinker.RequestFailedError) -> str:
+    """What the engine said, without the SDK's own bookkeeping around it."""
+    return error.message.removeprefix("Request failed: ").partition(" for self.request_id=")[0]
 
 
 def _body(error: tinker.APIStatusError) -> str:

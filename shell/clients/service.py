@@ -17,7 +17,7 @@ from tinker.lib.base_url import DEFAULT_BASE_URL
 from tinker.types import RequestErrorCategory
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
-from shell.clients.errors import CheckpointNotFound, translated
+from shell.clients.errors import CheckpointNotFound, failure, translated
 from shell.clients.sampling import Sampler
 from shell.clients.training import Trainer
 
@@ -158,8 +158,9 @@ def _checkpoint(path: str | None) -> Iterator[None]:
         is_users = getattr(error, "category", None) in (None, RequestErrorCategory.User)
         if path is None or not is_users:
             raise
+        reason = failure(error) if isinstance(error, tinker.RequestFailedError) else error
         raise CheckpointNotFound(
-            f"the engine cannot load {path}: {error}; check the path and that this is the engine "
+            f"the engine cannot load {path}: {reason}; check the path and that this is the engine "
             "that saved it"
         ) from error
 

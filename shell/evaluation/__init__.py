@@ -1,5 +1,4 @@
 """Evaluators: what a model is measured with."""
 
-from shell.evaluation.nll import Likelihood as Likelihood
 from shell.evaluation.nll import NLLEvaluator as NLLEvaluator
-from shell.evaluation.nll import likelihood as likelihood
+from shell.evaluation.nll import SubmittedEvaluation as SubmittedEvaluation

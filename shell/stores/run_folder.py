@@ -34,7 +34,11 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(
-    path: Path, *, config: Mapping[str, JSON], may_differ: tuple[str, ...] = ()
+    path: Path,
+    *,
+    config: Mapping[str, JSON],
+    may_differ: tuple[str, ...] = (),
+    reasons: Mapping[str, str] | None = None,
 ) -> Iterator[RunFolder]:
     """Opens the folder of the run that `config` describes, for this process alone.
 
@@ -45,6 +49,7 @@ def open_run_folder(
         path: the folder; made if need be.
         config: everything that decides the result of the run.
         may_differ: fields or sections of `config`, by dotted name, that do not.
+        reasons: why a field may not differ, by dotted name, where that is not plain.
 
     Raises:
         ConfigurationError: the folder belongs to another run or is no run folder, or another
@@ -64,7 +69,7 @@ def open_run_folder(
                 "--run-dir"
             ) from error
     try:
-        _claim(path, config, may_differ=may_differ)
+        _claim(path, config, may_differ=may_differ, reasons=reasons or {})
         with RunCheckpoints(path / "checkpoints") as checkpoints:
             yield RunFolder(
                 path=path,
@@ -75,7 +80,13 @@ def open_run_folder(
         lock.release()
 
 
-def _claim(path: Path, config: Mapping[str, JSON], *, may_differ: tuple[str, ...]) -> None:
+def _claim(
+    path: Path,
+    config: Mapping[str, JSON],
+    *,
+    may_differ: tuple[str, ...],
+    reasons: Mapping[str, str],
+) -> None:
     """Writes `config.json`, or checks that the one there describes the same run."""
     file = path / "config.json"
     wanted = json.loads(json.dumps(config))
@@ -95,7 +106,7 @@ def _claim(path: Path, config: Mapping[str, JSON], *, may_differ: tuple[str, ...
             f"{file} is damaged ({error}); restore it or choose another --run-dir"
         ) from error
     lines = [
-        f"  {name}: there {there}, now {now}"
+        f"  {name}: there {there}, now {now}" + (f" ({reasons[name]})" if name in reasons else "")
         for name, there, now in differences(found, wanted)
         if not any(name == free or name.startswith(f"{free}.") for free in may_differ)
     ]

@@ -2,6 +2,7 @@
 
 from shell.training.config import Adam as Adam
 from shell.training.config import Cadence as Cadence
+from shell.training.config import ChatData as ChatData
 from shell.training.config import ModelChoice as ModelChoice
 from shell.training.config import Schedule as Schedule
 from shell.training.config import SFTConfig as SFTConfig

@@ -1,11 +1,22 @@
 """What a fine-tuning run is told: small frozen records, quick to import."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from cookbook_fx.errors import ConfigurationError
 
 LearningRateSchedule = Literal["constant", "linear", "cosine", "wsd"]
+TrainedMessages = Literal[
+    "last_assistant_message",
+    "last_assistant_turn",
+    "all_assistant_messages",
+    "all_messages",
+    "all_tokens",
+    "all_user_and_system_messages",
+    "customized",
+]
+"""The values of `TrainOnWhat`, spelled out here to be quick to import."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +41,31 @@ class ModelChoice:
     train_attn: bool = True
     train_unembed: bool = True
     load_checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatData:
+    """What conversations it is trained and measured on.
+
+    Args:
+        data: a JSONL file, each line {"messages": [{"role": ..., "content": ...}, ...]}; None is
+            the starter set that comes with the library.
+        eval_data: such a file to measure on before, during and after training; None is the
+            starter set's own, or for your data those held out by --test-size.
+        test_size: without --eval-data, so many conversations of --data are held out, by chance.
+        batch_size: conversations in one step.
+        max_length: tokens to keep of a conversation, at most as many as the model can read.
+        train_on_what: which messages to train on.
+        reduction: mean weighs every conversation the same, none every token.
+    """
+
+    data: Path | None = None
+    eval_data: Path | None = None
+    test_size: int = 0
+    batch_size: int = 16
+    max_length: int | None = 1024
+    train_on_what: TrainedMessages = "all_assistant_messages"
+    reduction: Literal["mean", "none"] = "mean"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shell.evaluation import Likelihood
+from cookbook_fx.supervised import LikelihoodReport
 from shell.stores import RunCheckpoint
 
 
@@ -26,7 +26,7 @@ class Evaluated:
 
     step: int
     name: str
-    likelihood: Likelihood
+    likelihood: LikelihoodReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class StepDone:
     epoch: int
     progress: float
     learning_rate: float
-    train: Likelihood
+    train: LikelihoodReport
     seconds: float
     seconds_preparing: float
 
@@ -75,7 +75,7 @@ def unobserved(event: Event) -> None:
     """The observer of a run that nobody watches."""
 
 
-def step_metrics(done: StepDone) -> dict[str, float]:
+def step_metrics(done: StepDone) -> dict[str, float | None]:
     """A step's measurements under upstream's names."""
     return {
         "epoch": done.epoch,
@@ -91,7 +91,7 @@ def step_metrics(done: StepDone) -> dict[str, float]:
     }
 
 
-def evaluation_metrics(evaluated: Evaluated) -> dict[str, float]:
+def evaluation_metrics(evaluated: Evaluated) -> dict[str, float | None]:
     """An evaluation's measurements under upstream's names: test/nll and test/bpb."""
     return {
         f"{evaluated.name}/nll": evaluated.likelihood.mean_nll,

@@ -20,6 +20,7 @@ from cookbook_fx.errors import ConfigurationError, ServiceError
 from cookbook_fx.lm import AdamParams
 from cookbook_fx.numerics import learning_rate_multiplier
 from cookbook_fx.runs import RunPlan, Step
+from cookbook_fx.supervised import likelihood_report
 from shell.clients import (
     CheckpointNotFound,
     ForwardResult,
@@ -29,8 +30,7 @@ from shell.clients import (
     Service,
     Trainer,
 )
-from shell.evaluation import NLLEvaluator, likelihood
-from shell.evaluation.nll import Submitted as SubmittedEvaluation
+from shell.evaluation import NLLEvaluator, SubmittedEvaluation
 from shell.stores import RunCheckpoint, RunFolder
 from shell.training.config import SFTConfig
 from shell.training.events import (
@@ -55,7 +55,7 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def get_batch(self, index: int, *, epoch_seed: int) -> Sequence[Datum]:
+    def get_batch(self, index: int, *, epoch_seed: int | None) -> Sequence[Datum]:
         """One batch of an epoch in the order that the seed gives."""
 
 
@@ -66,12 +66,13 @@ class SFTData:
     Args:
         train: the batches of an epoch.
         evaluators: what the weights are measured with, on the run's cadence and at its end.
-        byte_lengths: UTF-8 bytes of each token's text, for bits per byte; 0 for control tokens.
+        byte_lengths: bytes of text of each token id, 0 for control tokens; without it there are no
+            bits per byte.
     """
 
     train: Batches
-    evaluators: tuple[NLLEvaluator, ...]
-    byte_lengths: Int[np.ndarray, " vocab"]
+    evaluators: tuple[NLLEvaluator, ...] = ()
+    byte_lengths: Int[np.ndarray, " vocab"] | None = None
 
 
 class SFTResult(NamedTuple):
@@ -231,11 +232,14 @@ class _Run:
             epoch=done.step.epoch,
             progress=done.step.progress,
             learning_rate=done.learning_rate,
-            train=likelihood(done.data, result.logprobs, byte_lengths=self.data.byte_lengths),
+            train=likelihood_report(
+                done.data, result.logprobs, byte_lengths=self.data.byte_lengths
+            ),
             seconds=now - since,
             seconds_preparing=done.seconds_preparing,
         )
-        row = updated.metrics | step_metrics(event) | evaluated
+        engine = {f"optim/{name}": value for name, value in updated.metrics.items()}
+        row = step_metrics(event) | evaluated | engine
         await asyncio.to_thread(self.folder.metrics.append, index, row)
         self.observe(event)
         if done.save is None:
@@ -282,9 +286,9 @@ class _Run:
 
     async def _measure(
         self, step: int, submitted: tuple[SubmittedEvaluation, ...]
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Waits for the evaluations before `step`; their measurements by name."""
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float | None] = {}
         for evaluator, evaluation in zip(self.data.evaluators, submitted, strict=False):
             event = Evaluated(
                 step=step, name=evaluator.name, likelihood=await evaluator.measure(evaluation)

@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM: the first asks for a good end, the second ends at once."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_INTERRUPTED = 130
+
+
+@contextmanager
+def stop_on_signal(*, message: str) -> Iterator[asyncio.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second quits the process.
+
+    Args:
+        message: shown when the event is set; says what happens now.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def handle() -> None:
+        if stop.is_set():
+            # Intentional: no clean-up. What is on disk is whole at any instant, and a person who
+            # asks twice is not to wait for anything.
+            os._exit(_INTERRUPTED)
+        stop.set()
+        sys.stderr.write(f"\n{message}\n")
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, handle)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

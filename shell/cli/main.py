@@ -1,0 +1,57 @@
+"""The command line: one subcommand a file, and one way to fail."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from cookbook_fx.errors import CookbookError
+from shell.cli.models import Models
+from shell.cli.sample import Sample
+from shell.cli.serve import Serve
+from shell.cli.sft import SFT
+
+Command = (
+    Annotated[SFT, tyro.conf.subcommand("sft")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Models, tyro.conf.subcommand("models")]
+)
+
+_DESCRIPTION = """Fine-tune, serve and sample language models, on this machine or on any engine that
+speaks the Tinker protocol.
+
+Begin with
+$ cookbook-fx sft
+$ cookbook-fx sft --data mine.jsonl --run-dir runs/mine
+$ cookbook-fx COMMAND --help"""
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command given on the command line.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 130 interrupted. COOKBOOK_FX_DEBUG=1 in the
+        environment shows where a failure came from.
+    """
+    command: Command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=arguments,
+        prog="cookbook-fx",
+        description=_DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        return command.run()
+    except CookbookError as error:
+        if os.environ.get("COOKBOOK_FX_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return _INTERRUPTED

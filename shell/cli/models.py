@@ -1,0 +1,31 @@
+"""`cookbook-fx models`: what can be trained and asked."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """List the models that are known, which are on this machine, and which can be used.
+
+    Any other model of the Llama or Qwen3 families can be used as well: by its id on the Hugging
+    Face hub, or as a directory or .gguf file.
+    """
+
+    def run(self) -> int:
+        """Prints a table."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from shell.hub import known_models
+
+        table = Table("model", "on this machine", "size", "usable", "source")
+        for model in known_models():
+            table.add_row(
+                model.name,
+                str(model.directory) if model.cached else "no, fetched when used",
+                f"{model.size_bytes / 1e6:.0f} MB",
+                "yes" if model.usable else f"no: {model.problem}",
+                model.source,
+            )
+        Console(highlight=False).print(table)
+        return 0

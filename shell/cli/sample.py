@@ -1,0 +1,74 @@
+"""`cookbook-fx sample`: ask a model one question."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from shell.cli.options import BaseURL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Ask a model one question and print what it says.
+
+    For example
+    $ cookbook-fx sample "What is the tallest mountain?"
+    $ cookbook-fx sample --checkpoint tinker://.../sampler_weights/final "Who are you?"
+    $ cookbook-fx sample --num-samples 4 --temperature 1 "Tell me a joke."
+
+    Args:
+        question: what is asked.
+        model: the base model: a known name (see `cookbook-fx models`), the id of a model on the
+            Hugging Face hub, a directory, or a .gguf file.
+        checkpoint: a tinker:// path printed by `cookbook-fx sft`; None asks the base model.
+        base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
+            in this process.
+        renderer: how conversations are written for the model: chatml or role_colon.
+        max_tokens: longest answer.
+        temperature: 0 always takes the likeliest token, 1 samples as the model would.
+        top_p: sample from the likeliest tokens that make up this probability only.
+        num_samples: independent answers; they differ only at a temperature above 0.
+        seed: same seed, same answers.
+    """
+
+    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]
+    model: str = "smollm2-135m-instruct"
+    checkpoint: str | None = None
+    base_url: BaseURL = None
+    renderer: str = "chatml"
+    max_tokens: int = 200
+    temperature: float = 0.0
+    top_p: float = 1.0
+    num_samples: int = 1
+    seed: int = 0
+
+    def run(self) -> int:
+        """Prints the answers, one below the other."""
+        from shell.cli.options import engine
+        from shell.hub.models import say_on_standard_error
+
+        with engine(self.base_url, model=self.model, say=say_on_standard_error) as address:
+            for answer in asyncio.run(self._answers(address.base_url, address.api_key)):
+                print(answer)  # noqa: T201
+        return 0
+
+    async def _answers(self, base_url: str | None, api_key: str | None) -> tuple[str, ...]:
+        from cookbook_fx.renderers import get_renderer
+        from shell.cli.asking import Manner, answers
+        from shell.clients import connect
+        from shell.hub import load_tokenizer
+
+        renderer = get_renderer(self.renderer, load_tokenizer(self.model))
+        manner = Manner(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            num_samples=self.num_samples,
+            seed=self.seed,
+        )
+        async with connect(base_url=base_url, api_key=api_key) as service:
+            base_model = self.model if self.checkpoint is None else None
+            sampler = await service.sampler(base_model=base_model, path=self.checkpoint)
+            return await answers(sampler, self.question, renderer=renderer, manner=manner)

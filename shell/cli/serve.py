@@ -1,0 +1,40 @@
+"""`cookbook-fx serve`: the engine alone, for any Tinker program."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Run the engine alone, for any program written for the Tinker SDK.
+
+    Prints the address and the key, and serves until Ctrl-C.
+
+    For example
+    $ cookbook-fx serve
+    $ cookbook-fx serve --model Qwen/Qwen3-0.6B --port 8000
+
+    Args:
+        model: what is served: a known name (see `cookbook-fx models`), the id of a model on the
+            Hugging Face hub, a directory, or a .gguf file.
+        host: address to listen on; any but a loopback address needs --api-key.
+        port: port to listen on; 0 is any free one.
+        api_key: what clients must send, beginning with tml-; None makes one up.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    host: str = "127.0.0.1"
+    port: int = 0
+    api_key: str | None = None
+
+    def run(self) -> int:
+        """Serves until interrupted."""
+        from rich.console import Console
+
+        from shell.engine.serve import EngineConfig, serve
+
+        console = Console(highlight=False, soft_wrap=True, markup=False)
+        config = EngineConfig(
+            model=self.model, host=self.host, port=self.port, api_key=self.api_key
+        )
+        serve(config, say=console.print)
+        return 0

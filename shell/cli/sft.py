@@ -1,0 +1,191 @@
+"""`cookbook-fx sft`: fine-tune a model on conversations."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shell.cli.options import BaseURL
+from shell.training import Adam, Cadence, ChatData, ModelChoice, Schedule, SFTConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cookbook_fx.renderers import Renderer
+    from shell.cli.options import Address
+    from shell.clients import Sampler
+    from shell.recipes.chat_sft import LoadedData
+    from shell.stores import RunCheckpoint, RunFolder
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Fine-tune a model on conversations, on this machine or on another engine.
+
+    Without options: fetches a small chat model, trains a LoRA on the conversations that come with
+    the library, and shows one question answered before and after. The same command again
+    continues a run that was interrupted.
+
+    For example
+    $ cookbook-fx sft
+    $ cookbook-fx sft --data mine.jsonl --test-size 20 --run-dir runs/mine
+    $ cookbook-fx sft --base-url http://127.0.0.1:8000   (key in TINKER_API_KEY)
+
+    Args:
+        model: what is trained.
+        data: what it is trained and measured on.
+        schedule: how long and how fast.
+        adam: the optimizer, AdamW.
+        cadence: what is done how often; may be changed when a run is continued.
+        base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
+            in this process.
+        run_dir: the folder the run leaves: measurements, checkpoints, configuration. A run found
+            there is continued.
+        seed: of the initial LoRA weights and of the order of the data.
+        question: what is asked before and after.
+    """
+
+    model: ModelChoice = field(default_factory=ModelChoice)
+    data: ChatData = field(default_factory=ChatData)
+    schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3, num_epochs=2))
+    adam: Adam = field(default_factory=Adam)
+    cadence: Cadence = field(default_factory=Cadence)
+    base_url: BaseURL = None
+    run_dir: Path = Path("runs/sft")
+    seed: int = 0
+    question: str = "How do I keep bread fresh for longer?"
+
+    def run(self) -> int:
+        """Fetches, trains, reports; 0 when finished, 130 when interrupted."""
+        from rich.console import Console
+
+        from shell.cli.options import engine
+        from shell.recipes.chat_sft import MAY_DIFFER, WHY_NOT, run_description
+        from shell.stores import open_run_folder
+
+        console = Console(highlight=False, soft_wrap=True)
+        description = run_description(self.config, self.data, base_url=self.base_url)
+        with open_run_folder(
+            self.run_dir, config=description, may_differ=MAY_DIFFER, reasons=WHY_NOT
+        ) as folder:
+            console.print(f"Run folder: {self.run_dir}")
+            latest = folder.checkpoints.latest()
+            if latest is not None and latest.final:
+                console.print("This run is finished. To train again, choose another --run-dir.")
+                _print_results(console, folder, latest)
+                return 0
+            loaded, renderer = _load(self, console)
+            with engine(self.base_url, model=self.model.model, say=console.print) as address:
+                console.print(f"Engine: {address.base_url}")
+                run = _train(
+                    self,
+                    console=console,
+                    address=address,
+                    renderer=renderer,
+                    loaded=loaded,
+                    folder=folder,
+                )
+                return asyncio.run(run)
+
+    @property
+    def config(self) -> SFTConfig:
+        """What the loop is told."""
+        return SFTConfig(
+            model=self.model,
+            schedule=self.schedule,
+            adam=self.adam,
+            cadence=self.cadence,
+            seed=self.seed,
+        )
+
+
+def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
+    """Finds the model's tokenizer and makes the conversations ready, saying what is done."""
+    from cookbook_fx.renderers import get_renderer
+    from shell.hub import load_tokenizer, resolve_model
+    from shell.hub.weights import read_config
+    from shell.recipes.chat_sft import account, load_data
+
+    source = resolve_model(command.model.model, say=console.print)
+    console.print(f"Model: {source.name}, in {source.directory}")
+    tokenizer = load_tokenizer(source.directory)
+    renderer = get_renderer(command.model.renderer, tokenizer)
+    loaded = load_data(
+        command.data,
+        renderer=renderer,
+        tokenizer=tokenizer,
+        context_length=read_config(source.directory).max_position_embeddings,
+        seed=command.seed,
+    )
+    console.print(f"Training data: {account(loaded.train)}")
+    if loaded.held_out is not None:
+        console.print(f"Held-out data: {account(loaded.held_out)}")
+    return loaded, renderer
+
+
+async def _train(
+    command: SFT,
+    *,
+    console: "Console",
+    address: "Address",
+    renderer: "Renderer",
+    loaded: "LoadedData",
+    folder: "RunFolder",
+) -> int:
+    """Asks, trains, asks again."""
+    from shell.cli.interrupts import stop_on_signal
+    from shell.cli.progress import Watcher
+    from shell.clients import connect
+    from shell.training.sft import train_supervised
+
+    message = "Stopping: finishing the steps under way and saving. Ctrl-C again quits at once."
+    with stop_on_signal(message=message) as stop:
+        async with connect(base_url=address.base_url, api_key=address.api_key) as service:
+            if command.model.load_checkpoint is None and not stop.is_set():
+                sampler = await service.sampler(base_model=command.model.model)
+                await _ask(command, sampler, when="before", console=console, renderer=renderer)
+            with Watcher(console) as watcher:
+                result = await train_supervised(
+                    command.config,
+                    service=service,
+                    data=loaded.data,
+                    folder=folder,
+                    observe=watcher,
+                    stop=stop,
+                )
+            if not result.finished or result.checkpoint is None:
+                console.print("Stopped. The same command continues this run.")
+                return _INTERRUPTED
+            sampler = await service.sampler(path=result.checkpoint.sampler_path)
+            await _ask(command, sampler, when="after", console=console, renderer=renderer)
+            _print_results(console, folder, result.checkpoint)
+            return 0
+
+
+async def _ask(
+    command: SFT, sampler: "Sampler", *, when: str, console: "Console", renderer: "Renderer"
+) -> None:
+    """Shows what the model says to the question."""
+    from rich.markup import escape
+
+    from shell.cli.asking import Manner, answers
+
+    (answer,) = await answers(sampler, command.question, renderer=renderer, manner=Manner())
+    console.print(f"\n[bold]{escape(command.question)}[/bold] ({when} training)")
+    console.print(escape(answer) + "\n")
+
+
+def _print_results(console: "Console", folder: "RunFolder", final: "RunCheckpoint") -> None:
+    """What came of a finished run and how to go on with it."""
+    measured = [row for row in folder.metrics.rows() if row.get("test/nll") is not None]
+    if measured:
+        first, last = measured[0], measured[-1]
+        console.print(
+            f"Held-out NLL: {first['test/nll']:.4f} after {first['step']} steps, "
+            f"{last['test/nll']:.4f} after {last['step']} steps (nats/token)"
+        )
+    console.print(f"Measurements: {folder.metrics.path}")
+    console.print(f"Trained model: {final.sampler_path}")
+    console.print(f'Ask it: cookbook-fx sample --checkpoint {final.sampler_path} "Who are you?"')
