@@ -96,10 +96,10 @@ class LayoutRenderer:
         messages: Sequence[Message],
         train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
     ) -> tuple[SupervisedExample, ...]:
-        if self.layout.extends(messages):
-            return (self.build_supervised_example(messages, train_on_what),)
         _check_messages(messages, train_on_what)
         produced = _trained(messages, train_on_what)
+        if self.layout.extends(messages) or not any(produced):
+            return (self.build_supervised_example(messages, train_on_what),)
         if any(trained and messages[i].role != "assistant" for i, trained in enumerate(produced)):
             raise ConfigurationError(
                 f"{self.name} writes this conversation's responses otherwise once it goes on, so "
@@ -127,13 +127,15 @@ class LayoutRenderer:
         return self.layout.stop_sequences
 
     def parse_response(self, tokens: Sequence[int] | Int[np.ndarray, " token"]) -> ParsedResponse:
-        return self.layout.parse([int(token) for token in tokens])
+        return self.layout.parse(
+            tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
+        )
 
 
 def _check_messages(messages: Sequence[Message], train_on_what: TrainOnWhat) -> None:
     if not messages:
         raise DataError("a supervised example needs at least one message, got none")
-    is_customized = train_on_what is TrainOnWhat.CUSTOMIZED
+    is_customized = train_on_what == TrainOnWhat.CUSTOMIZED
     for index, message in enumerate(messages):
         if is_customized and message.trainable is None:
             raise ConfigurationError(
@@ -179,7 +181,7 @@ def _weights(
 ) -> Float[np.ndarray, " token"]:
     """1 on the outputs that count, 0 elsewhere; `start` tokens stand before the first piece."""
     weights = np.zeros(start + sum(piece.length for piece in pieces), np.float32)
-    if train_on_what is TrainOnWhat.ALL_TOKENS:
+    if train_on_what == TrainOnWhat.ALL_TOKENS:
         weights[start:] = 1
         return weights
     trained = _trained([piece.message for piece in pieces], train_on_what)

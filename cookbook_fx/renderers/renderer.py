@@ -20,6 +20,9 @@ class TrainOnWhat(StrEnum):
     ALL_TOKENS: headers too, all but the token that begins a sequence.
     CUSTOMIZED: messages whose `trainable` is true. Every message must say, and with any other
         option none may.
+
+    A message that a format adds of itself, such as a default system prompt, counts as if it had
+    been given, but CUSTOMIZED never trains on it.
     """
 
     LAST_ASSISTANT_MESSAGE = "last_assistant_message"
@@ -106,8 +109,8 @@ class Renderer(Protocol):
     ) -> tuple[SupervisedExample, ...]:
         """The sequences that show each trained response just as it would be sampled.
 
-        One for the whole conversation if its prompts extend one another; else one for each
-        trained assistant message, cut after it.
+        One for the whole conversation if its prompts extend one another, or nothing in it is
+        trained; else one for each trained assistant message, cut after it.
 
         Raises:
             DataError: there are no messages.

@@ -74,5 +74,6 @@ class _RoleColon:
             termination = ParseTermination.MALFORMED
         else:
             termination = ParseTermination.STOP_SEQUENCE if rest else ParseTermination.EOS
-        content = said.removeprefix(" ").removesuffix("\n\n")
+        # The stop begins with the blank line that ends the text.
+        content = said.removeprefix(" ") if rest else said.removeprefix(" ").removesuffix("\n\n")
         return ParsedResponse(Message(role="assistant", content=content), termination)

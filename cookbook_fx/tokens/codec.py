@@ -1,7 +1,7 @@
 """Text to ids such that text can never act as structure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tokenizers
@@ -25,8 +25,8 @@ class TextCodec:
         complete: the tokenizer with all of them.
     """
 
-    plain: tokenizers.Tokenizer
-    complete: tokenizers.Tokenizer
+    plain: tokenizers.Tokenizer = field(repr=False)
+    complete: tokenizers.Tokenizer = field(repr=False)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, none of them a control token's."""
@@ -89,21 +89,15 @@ def byte_lengths(tokenizer: Tokenizer) -> Int[np.ndarray, " vocab"]:
     special = set(tokenizer.all_special_ids)
     added = complete.get_added_tokens_decoder()
     vocabulary = complete.get_vocab(with_added_tokens=True)
-    is_byte_level = _is_byte_level(complete)
+    is_byte_level = "ByteLevel" in str(complete.decoder)
     lengths = np.zeros(max(vocabulary.values()) + 1, np.int32)
     for token, index in vocabulary.items():
-        if index in special:
-            continue
         if index in added:
-            lengths[index] = len(token.encode())
+            is_text = index not in special and not added[index].special
+            lengths[index] = len(token.encode()) if is_text else 0
         else:
             lengths[index] = len(token) if is_byte_level else _sentencepiece_bytes(token)
     return lengths
-
-
-def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
-    # The space is the one byte every byte-level alphabet spells otherwise.
-    return "ByteLevel" in str(tokenizer.decoder)
 
 
 def _sentencepiece_bytes(token: str) -> int:

@@ -1,0 +1,192 @@
+"""What holds for every chat format."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cookbook_fx.chat import ROLES, Message
+from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.renderers import RENDERERS, TrainOnWhat, get_renderer
+
+T = TrainOnWhat
+CONTENT = st.text(alphabet="ab é\n日.🎉", max_size=12)
+CONVERSATIONS = st.lists(
+    st.builds(Message, role=st.sampled_from(ROLES), content=CONTENT), min_size=1, max_size=6
+)
+WHOLE = [option for option in T if option is not T.CUSTOMIZED]
+shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=RENDERERS)
+def renderer(request, tiny_tokenizer):
+    return get_renderer(request.param, tiny_tokenizer)
+
+
+def said(*roles):
+    return [Message(role=role, content=f"{role} {i}") for i, role in enumerate(roles)]
+
+
+def trained_messages(renderer, tokenizer, messages, option):
+    """Indices of the messages whose whole output has weight 1, read off the trained text."""
+    tokens, weights = renderer.build_supervised_example(messages, option)
+    text = tokenizer.decode(tokens[weights == 1])
+    return [i for i, message in enumerate(messages) if message.content in text]
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (T.LAST_ASSISTANT_MESSAGE, [7]),
+        (T.LAST_ASSISTANT_TURN, [5, 7]),
+        (T.ALL_ASSISTANT_MESSAGES, [2, 5, 7]),
+        (T.ALL_USER_AND_SYSTEM_MESSAGES, [0, 1, 4]),
+        (T.ALL_MESSAGES, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (T.ALL_TOKENS, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_each_option_trains_on_what_it_says(renderer, tiny_tokenizer, option, expected):
+    roles = "system user assistant developer user assistant tool assistant"
+    messages = said(*roles.split())
+    assert trained_messages(renderer, tiny_tokenizer, messages, option) == expected
+
+
+def test_a_final_message_that_is_not_the_assistants(renderer, tiny_tokenizer):
+    messages = said("user", "assistant", "tool", "assistant", "user")
+    for option, expected in ((T.LAST_ASSISTANT_MESSAGE, []), (T.LAST_ASSISTANT_TURN, [1, 3])):
+        assert trained_messages(renderer, tiny_tokenizer, messages, option) == expected
+    alone = said("assistant", "assistant")
+    assert trained_messages(renderer, tiny_tokenizer, alone, T.LAST_ASSISTANT_TURN) == [0, 1]
+
+
+def test_customized_trains_on_the_flagged_and_flags_are_all_or_none(renderer, tiny_tokenizer):
+    flags = (False, True, True, False)
+    messages = [
+        Message(role=role, content=f"{role} {i}", trainable=flag)
+        for i, (role, flag) in enumerate(zip(ROLES[1:], flags, strict=True))
+    ]
+    assert trained_messages(renderer, tiny_tokenizer, messages, T.CUSTOMIZED) == [1, 2]
+    with pytest.raises(ConfigurationError, match="message 1 does not say"):
+        renderer.build_supervised_example([messages[0], *said("user")], T.CUSTOMIZED)
+    for option in WHOLE:
+        with pytest.raises(ConfigurationError, match=f"message 0 says `trainable`.*{option}"):
+            renderer.build_supervised_example(messages, option)
+
+
+@shared_fixture
+@given(messages=CONVERSATIONS, option=st.sampled_from(WHOLE))
+def test_weights_are_zeros_and_ones_on_the_same_tokens_under_every_option(
+    renderer, messages, option
+):
+    tokens, weights = renderer.build_supervised_example(messages, option)
+    assert tokens.shape == weights.shape
+    assert (tokens.dtype, weights.dtype) == (np.int32, np.float32)
+    assert set(weights.tolist()) <= {0.0, 1.0}
+    everything = renderer.build_supervised_example(messages, T.ALL_TOKENS)
+    assert tokens.tolist() == everything.tokens.tolist()
+    assert (weights <= everything.weights).all()
+
+
+@shared_fixture
+@given(history=CONVERSATIONS, content=CONTENT)
+def test_prompt_and_response_are_what_training_shows(renderer, history, content):
+    response = Message(role="assistant", content=content)
+    tokens, weights = renderer.build_supervised_example([*history, response])
+    prompt = renderer.build_generation_prompt(history).tolist()
+    assert tokens.tolist()[: len(prompt)] == prompt
+    trained = np.flatnonzero(weights)
+    assert trained[0] == len(prompt)
+    assert (np.diff(trained) == 1).all()
+
+
+@shared_fixture
+@given(history=CONVERSATIONS, content=CONTENT)
+def test_parsing_undoes_rendering(renderer, history, content):
+    response = Message(role="assistant", content=content)
+    tokens, weights = renderer.build_supervised_example([*history, response])
+    parsed = renderer.parse_response(tokens[weights == 1])
+    assert parsed.termination.is_stop_sequence
+    assert parsed.message == response
+
+
+@shared_fixture
+@given(messages=CONVERSATIONS)
+def test_every_response_stands_in_an_example_as_it_would_be_sampled(renderer, messages):
+    examples = renderer.build_supervised_examples(messages, T.ALL_ASSISTANT_MESSAGES)
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            tokens, weights = renderer.build_supervised_example(messages[: i + 1])
+            begin, end = np.flatnonzero(weights)[[0, -1]]
+            produced = tokens[: end + 1].tolist()
+            assert any(
+                example.tokens[: end + 1].tolist() == produced and example.weights[begin] == 1
+                for example in examples
+            )
+
+
+@shared_fixture
+@given(messages=CONVERSATIONS)
+def test_the_extension_property_is_claimed_only_where_it_holds(renderer, messages):
+    (_, *more) = renderer.build_supervised_examples(messages)
+    if not renderer.has_extension_property or more:
+        return
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            tokens, weights = renderer.build_supervised_example(messages[: i + 1])
+            response_end = np.flatnonzero(weights)[-1] + 1
+            prompt = renderer.build_generation_prompt(messages[: i + 1])
+            assert prompt[:response_end].tolist() == tokens[:response_end].tolist()
+
+
+def test_a_prefill_is_trusted_text_after_the_header(renderer, tiny_tokenizer):
+    messages = said("user")
+    prompt = renderer.build_generation_prompt(messages).tolist()
+    opened = renderer.build_generation_prompt(messages, prefill="the <|im_start|>").tolist()
+    assert opened[: len(prompt)] == prompt
+    added = opened[len(prompt) :]
+    assert added == tiny_tokenizer.encode("the <|im_start|>", add_special_tokens=False)
+    assert added[-1] == tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_a_prompt_may_ask_for_any_known_role_and_for_no_other(renderer, tiny_tokenizer):
+    prompt = renderer.build_generation_prompt(said("assistant"), role="user")
+    assert tiny_tokenizer.decode(prompt).rstrip().lower().rstrip(":").endswith("user")
+    with pytest.raises(ConfigurationError, match="got 'bot'"):
+        renderer.build_generation_prompt([], role="bot")
+
+
+def test_nothing_to_render_is_refused(renderer):
+    with pytest.raises(DataError, match="at least one message"):
+        renderer.build_supervised_example([])
+    with pytest.raises(DataError, match="at least one message"):
+        renderer.build_supervised_examples([])
+
+
+def test_threads_share_a_renderer(renderer):
+    conversations = [said("system", "user", "assistant", "user", "assistant")] * 200
+    expected = renderer.build_supervised_example(conversations[0])
+    with ThreadPoolExecutor(4) as pool:
+        for example in pool.map(renderer.build_supervised_example, conversations):
+            assert example.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tiny_tokenizer):
+    with pytest.raises(ConfigurationError, match="chatml, role_colon; got 'chatlm'"):
+        get_renderer("chatlm", tiny_tokenizer)
+    for name in RENDERERS:
+        assert get_renderer(name, tiny_tokenizer).name == name
+
+
+def test_rendering_starts_without_jax_and_the_shells_libraries():
+    program = (
+        "import sys, cookbook_fx.renderers, cookbook_fx.runs;"
+        "print(sorted({'jax', 'equinox', 'optax', 'transformers', 'tinker'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"
