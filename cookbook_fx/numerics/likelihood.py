@@ -73,7 +73,9 @@ def example_mean_nll(
     return means
 
 
-def perplexity(mean_nll_nats: Float[AnyArray, "*shape"] | np.floating) -> Float[AnyArray, "*shape"]:
+def perplexity(
+    mean_nll_nats: Float[AnyArray, "*shape"] | np.floating,
+) -> Float[AnyArray, "*shape"] | np.floating:
     """exp(NLL): as uncertain as a choice among so many equally likely tokens; 1 for no tokens.
 
     Reference:
@@ -84,7 +86,7 @@ def perplexity(mean_nll_nats: Float[AnyArray, "*shape"] | np.floating) -> Float[
         >>> perplexity(np.log(np.array([1.0, 8.0])))
         array([1., 8.])
     """
-    uncertainty: AnyArray = _namespace(mean_nll_nats).exp(mean_nll_nats)
+    uncertainty: AnyArray | np.floating = _namespace(mean_nll_nats).exp(mean_nll_nats)
     return uncertainty
 
 
