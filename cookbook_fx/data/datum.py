@@ -16,13 +16,13 @@ class Datum:
     copied; do not change them afterwards.
 
     Args:
-        tokens: model input, token ids.
-        target_tokens: what each position should predict; `[token, K]` for K weighted
+        tokens: model input, token ids, `[token]`.
+        target_tokens: what each position should predict, `[token]`; or `[token, K]` for K weighted
             candidates a position (soft targets).
         weights: loss weight of each target (same shape as `target_tokens`); negative and
             fractional weights are allowed. None counts as all ones.
-        logprobs: log-probabilities (nats) recorded when the targets were sampled.
-        advantages: how much better than expected each sampled target was.
+        logprobs: log-probabilities (nats) recorded when the targets were sampled, `[token]`.
+        advantages: how much better than expected each sampled target was, `[token]`.
 
     Raises:
         DataError: the tokens are empty, or a column has another length.
@@ -34,11 +34,12 @@ class Datum:
         2
     """
 
-    tokens: Int[np.ndarray, " token"]
-    target_tokens: Int[np.ndarray, "token ..."]
-    weights: Float[np.ndarray, "token ..."] | None = None
-    logprobs: Float[np.ndarray, " token"] | None = None
-    advantages: Float[np.ndarray, " token"] | None = None
+    # Shapes are open here, so that a wrong one is the caller's DataError and not a type error.
+    tokens: Int[np.ndarray, "..."]
+    target_tokens: Int[np.ndarray, "..."]
+    weights: Float[np.ndarray, "..."] | None = None
+    logprobs: Float[np.ndarray, "..."] | None = None
+    advantages: Float[np.ndarray, "..."] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 1 or self.tokens.size == 0:
