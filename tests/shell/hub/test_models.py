@@ -182,6 +182,15 @@ def test_a_model_comes_from_the_hub_and_then_from_its_cache(hub, said, monkeypat
     assert [model.name for model in known_models()] == [DEFAULT_MODEL, HUB_ID]
 
 
+def test_for_another_engine_no_weights_are_downloaded(hub, said, monkeypatch):
+    source = resolve_model(HUB_ID, say=said.append, with_weights=False)
+    assert said[-1] == f"Downloading the tokenizer of {HUB_ID} from the Hugging Face hub."
+    assert (source.directory / "tokenizer.json").exists()
+    assert not list(source.directory.glob("*.safetensors"))
+    assert resolve_model(HUB_ID, say=said.append) == source
+    load_weights(source.directory)
+
+
 def test_an_incomplete_cache_is_completed(hub, said):
     source = resolve_model(HUB_ID, say=said.append)
     (source.directory / "model.safetensors").unlink()
