@@ -93,9 +93,9 @@ class Watcher:
         )
 
     def _step(self, event: StepDone) -> None:
-        done = event.step + 1
-        loss = f"{event.train.mean_nll:.3f}"
-        speed = f"{event.train.num_tokens / event.seconds:.0f}"
+        done = event.report.step.index + 1
+        loss = f"{event.report.batch.mean_nll:.3f}"
+        speed = f"{event.report.batch.num_tokens / event.seconds:.0f}"
         if self._task is not None:
             self._bar.update(self._task, completed=done, loss=loss, speed=speed)
         now = time.monotonic()
@@ -110,7 +110,7 @@ class Watcher:
             )
 
     def _evaluated(self, event: Evaluated) -> None:
-        report = event.likelihood
+        report = event.report.likelihood
         bits = "" if report.bits_per_byte is None else f", {report.bits_per_byte:.3f} bits/byte"
         self._console.print(
             f"held-out NLL after {event.step} steps: {report.mean_nll:.4f} nats/token{bits}",

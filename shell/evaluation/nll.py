@@ -8,7 +8,8 @@ from jaxtyping import Int
 
 from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError
-from cookbook_fx.supervised import LikelihoodReport, likelihood_report
+from cookbook_fx.reports import EvaluationReport
+from cookbook_fx.supervised import likelihood_report
 from shell.clients import ForwardResult, Pending, Trainer
 
 
@@ -55,8 +56,11 @@ class NLLEvaluator:
             data=self.data, answers=tuple(trainer.forward(batch) for batch in batches)
         )
 
-    async def measure(self, submitted: SubmittedEvaluation) -> LikelihoodReport:
+    async def measure(self, submitted: SubmittedEvaluation) -> EvaluationReport:
         """Waits for the answers."""
         results = [await answer for answer in submitted.answers]
         logprobs = [value for result in results for value in result.logprobs]
-        return likelihood_report(submitted.data, logprobs, byte_lengths=self.byte_lengths)
+        return EvaluationReport(
+            name=self.name,
+            likelihood=likelihood_report(submitted.data, logprobs, byte_lengths=self.byte_lengths),
+        )

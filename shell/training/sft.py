@@ -19,6 +19,13 @@ from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError, ServiceError
 from cookbook_fx.lm import AdamParams
 from cookbook_fx.numerics import learning_rate_multiplier
+from cookbook_fx.reports import (
+    EvaluationReport,
+    OptimizerReport,
+    SupervisedStepReport,
+    TimeReport,
+    flatten,
+)
 from cookbook_fx.runs import RunPlan, Step
 from cookbook_fx.supervised import likelihood_report
 from shell.clients import (
@@ -40,8 +47,6 @@ from shell.training.events import (
     RunBegan,
     Saved,
     StepDone,
-    evaluation_metrics,
-    step_metrics,
     unobserved,
 )
 
@@ -227,20 +232,20 @@ class _Run:
         result = await done.forward_backward
         updated = await done.optim_step
         now = time.perf_counter()
-        event = StepDone(
-            step=index,
-            epoch=done.step.epoch,
-            progress=done.step.progress,
+        report = SupervisedStepReport(
+            step=done.step,
             learning_rate=done.learning_rate,
-            train=likelihood_report(
+            batch=likelihood_report(
                 done.data, result.logprobs, byte_lengths=self.data.byte_lengths
             ),
-            seconds=now - since,
-            seconds_preparing=done.seconds_preparing,
         )
-        engine = {f"optim/{name}": value for name, value in updated.metrics.items()}
-        row = step_metrics(event) | evaluated | engine
+        engine = OptimizerReport(
+            metrics={f"optim/{name}": value for name, value in updated.metrics.items()}
+        )
+        times = TimeReport(seconds={"total": now - since, "get_batch": done.seconds_preparing})
+        row = flatten(report, *evaluated, engine, times)
         await asyncio.to_thread(self.folder.metrics.append, index, row)
+        event = StepDone(report=report, seconds=now - since)
         self.observe(event)
         if done.save is None:
             return None, now
@@ -254,8 +259,8 @@ class _Run:
         evaluations = self._submit_evaluations()
         state = self.trainer.save_state("final")
         sampler = self.trainer.save_for_sampling("final")
-        row = {"epoch": total / self.plan.num_batches, "progress": 1.0}
-        row |= await self._measure(total, evaluations)
+        row = {"epoch": self.plan.position(total).epoch, "progress": 1.0}
+        row |= flatten(*await self._measure(total, evaluations))
         await asyncio.to_thread(self.folder.metrics.append, total, row)
         checkpoint = RunCheckpoint(
             next_step=total, state_path=await state, sampler_path=await sampler, final=True
@@ -286,16 +291,13 @@ class _Run:
 
     async def _measure(
         self, step: int, submitted: tuple[SubmittedEvaluation, ...]
-    ) -> dict[str, float | None]:
-        """Waits for the evaluations before `step`; their measurements by name."""
-        metrics: dict[str, float | None] = {}
-        for evaluator, evaluation in zip(self.data.evaluators, submitted, strict=False):
-            event = Evaluated(
-                step=step, name=evaluator.name, likelihood=await evaluator.measure(evaluation)
-            )
-            self.observe(event)
-            metrics |= evaluation_metrics(event)
-        return metrics
+    ) -> list[EvaluationReport]:
+        """Waits for the evaluations before `step`."""
+        pairs = zip(self.data.evaluators, submitted, strict=False)
+        reports = [await evaluator.measure(evaluation) for evaluator, evaluation in pairs]
+        for report in reports:
+            self.observe(Evaluated(step=step, report=report))
+        return reports
 
     def _adam(self, learning_rate: float) -> AdamParams:
         adam = self.config.adam
