@@ -89,7 +89,7 @@ def decode_weights(weights: LMWeights, adapter: LoRA | None) -> DecodeWeights:
             for layer in range(weights.config.num_layers)
         ),
         final_norm=weights.final_norm,
-        head=weights.head if unembed is None else _merged_head(weights.head, unembed, scale),
+        head=weights.head if unembed is None else _merged_head(weights.head, unembed, scale=scale),
     )
 
 
@@ -119,8 +119,8 @@ def _merged_layer(
     )
 
 
-@jax.jit
-def _merged_head(head: Array, unembed: LowRank, scale: float) -> Array:
+@partial(jax.jit, static_argnames="scale")
+def _merged_head(head: Array, unembed: LowRank, *, scale: float) -> Array:
     return (head + scale * (unembed.a @ unembed.b).T).astype(head.dtype)
 
 

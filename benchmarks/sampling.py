@@ -1,0 +1,219 @@
+"""Sampling here and with transformers' `generate` on torch, side by side.
+
+    python benchmarks/sampling.py [--sequences 1 8 32] [--cores 2] [--repeats 3]
+
+Both sides draw from the same float32 model at temperature 1, in one process with the same settings,
+taking turns: prompts of 64 tokens, all different, and 128 new tokens each, reading the prompts
+included. Then one prompt of 256 tokens with 16 samples of 64 new tokens. The ceiling is the time
+that multiplying the weights, or reading them from memory, would take on its own. Our side also
+returns every token's log-probability. Needs the extra `peers`.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# Read by the C library when a process starts; a page fault per 4 KiB costs both sides about 10 %.
+_PROCESS_SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+
+
+class Work(NamedTuple):
+    """Prompts `[sequence, token]`, samples of each, and new tokens a sample."""
+
+    name: str
+    prompts: np.ndarray
+    samples: int
+    new_tokens: int
+
+
+class Timing(NamedTuple):
+    """Seconds by the clock on the wall, by the processor's, and until the first tokens."""
+
+    wall: float
+    processor: float
+    first: float
+
+
+class Ceiling(NamedTuple):
+    """What the machine can do: operations and bytes read per second."""
+
+    operations: float
+    bandwidth: float
+
+
+def main() -> None:
+    arguments = _arguments()
+    if any(os.environ.get(key) != value for key, value in _PROCESS_SETTINGS.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_PROCESS_SETTINGS})
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.cores :])
+
+    directory = _model_directory(arguments.model)
+    ours, theirs = _our_sampler(directory), _peer_sampler(directory)
+    ceiling = Ceiling(operations=_matmul_speed(), bandwidth=_read_speed())
+    print(
+        f"{arguments.cores} core(s), float32, {directory.name}; "
+        f"matmul {ceiling.operations / 1e9:.0f} GFLOP/s, read {ceiling.bandwidth / 1e9:.0f} GB/s"
+    )
+    print(
+        f"{'work':>18} | {'ours':>7} {'peer':>7} {'ceiling':>8} tokens/s | "
+        "ratio: median  best  processor | first tokens after"
+    )
+    for work in _works(arguments.sequences):
+        first_call = _timed(ours, work)
+        _timed(theirs, work)
+        mine, peer = [], []
+        for _ in range(arguments.repeats):
+            mine.append(_timed(ours, work))
+            peer.append(_timed(theirs, work))
+        _print_row(work, mine, peer, _ceiling_seconds(directory, work, ceiling))
+        compiling = first_call.processor - statistics.median(each.processor for each in mine)
+        print(f"{'':>18} | first call: {compiling:.1f} s of processor time more, compiling")
+
+
+def _print_row(work: Work, mine: list[Timing], peer: list[Timing], ceiling: float) -> None:
+    tokens = len(work.prompts) * work.samples * work.new_tokens
+    ratios = [b.wall / a.wall for a, b in zip(mine, peer, strict=True)]
+    processor = [b.processor / a.processor for a, b in zip(mine, peer, strict=True)]
+    best = min(each.wall for each in peer) / min(each.wall for each in mine)
+    print(
+        f"{work.name:>18} | "
+        f"{tokens / statistics.median(each.wall for each in mine):7.1f} "
+        f"{tokens / statistics.median(each.wall for each in peer):7.1f} "
+        f"{tokens / ceiling:8.1f}          |"
+        f"        {statistics.median(ratios):6.2f} {best:5.2f} "
+        f"{statistics.median(processor):10.2f} | "
+        f"{statistics.median(each.first for each in mine):.2f} s",
+        flush=True,
+    )
+
+
+def _timed(sample: Callable[[Work], float], work: Work) -> Timing:
+    wall, processor = time.perf_counter(), time.process_time()
+    first = sample(work)
+    return Timing(time.perf_counter() - wall, time.process_time() - processor, first - wall)
+
+
+def _our_sampler(directory: Path) -> Callable[[Work], float]:
+    import jax
+
+    from cookbook_fx import lm
+    from shell.hub import load_weights
+
+    model = jax.block_until_ready(lm.decode_weights(load_weights(directory), None))
+
+    def sample(work: Work) -> float:
+        params = lm.SamplingParams(max_tokens=work.new_tokens, seed=0)
+        generation = lm.admit(
+            model,
+            lm.begin(model),
+            [
+                lm.RowRequest(id=str(i), prompt=prompt, params=params, num_samples=work.samples)
+                for i, prompt in enumerate(work.prompts)
+            ],
+        )
+        first = None
+        while generation.row_ids:
+            generation, _ = lm.advance(model, generation)
+            first = first or time.perf_counter()
+        return first or time.perf_counter()
+
+    return sample
+
+
+def _peer_sampler(directory: Path) -> Callable[[Work], float]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+
+    def sample(work: Work) -> float:
+        prompts = torch.as_tensor(work.prompts.astype(np.int64))
+        model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            num_return_sequences=work.samples,
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=work.new_tokens,
+            pad_token_id=0,
+        )
+        return time.perf_counter()
+
+    return sample
+
+
+def _works(sequences: list[int]) -> list[Work]:
+    rng = np.random.default_rng(0)
+    works = [
+        Work(f"{n} x (64 + 128)", rng.integers(100, 10_000, (n, 64)).astype(np.int32), 1, 128)
+        for n in sequences
+    ]
+    shared = rng.integers(100, 10_000, (1, 256)).astype(np.int32)
+    return [*works, Work("256 + 16 x 64", shared, 16, 64)]
+
+
+def _ceiling_seconds(directory: Path, work: Work, ceiling: Ceiling) -> float:
+    """Reading every distinct prompt once and decoding, without attention or anything else."""
+    from shell.hub.weights import read_config
+
+    config = read_config(directory)
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    in_layers = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    parameters = config.num_layers * in_layers
+    with_head = parameters + config.vocab_size * config.hidden_size
+    rows = len(work.prompts) * work.samples
+    step = max(2 * rows * with_head / ceiling.operations, 4 * with_head / ceiling.bandwidth)
+    return 2 * parameters * work.prompts.size / ceiling.operations + work.new_tokens * step
+
+
+def _matmul_speed() -> float:
+    import jax
+    import jax.numpy as jnp
+
+    x, multiply = jnp.ones((2048, 2048)), jax.jit(jnp.matmul)
+    return 2 * 2048**3 / _shortest(lambda: multiply(x, x).block_until_ready())
+
+
+def _read_speed() -> float:
+    """Of a matrix far larger than any cache, in a product with one vector."""
+    import jax
+    import jax.numpy as jnp
+
+    x, matrix, multiply = jnp.ones(2048), jnp.ones((65_536, 2048)), jax.jit(jnp.matmul)
+    return matrix.nbytes / _shortest(lambda: multiply(matrix, x).block_until_ready())
+
+
+def _shortest(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _model_directory(model: str | None) -> Path:
+    from shell.hub import DEFAULT_MODEL, resolve_model
+
+    return resolve_model(model or DEFAULT_MODEL, say=print).directory
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="name or directory; default: the built-in model")
+    parser.add_argument("--sequences", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
