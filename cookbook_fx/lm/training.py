@@ -296,18 +296,18 @@ def _batches(datums: Sequence[Datum], loss: LossSpec) -> Iterator[tuple[PackedRo
         columns = ([d.logprobs for d in datums], [d.advantages for d in datums])
         policy = tuple(np.concatenate(column).astype(np.float32) for column in columns)
     for rows in pack([datum.length for datum in datums]):
-        order = _trained_first(rows.take(weights, fill=0), rows, policy)
+        order = _trained_first(rows.take(weights, fill=0.0), rows, policy)
 
         def column(
             flat: np.ndarray, rows: PackedRows = rows, order: np.ndarray = order
         ) -> np.ndarray:
-            values = rows.take(flat, fill=0)
+            values = rows.take(flat, fill=0.0)
             return values.reshape(-1, *values.shape[2:])[order]
 
         yield (
             rows,
             _Batch(
-                tokens=Tokens(rows.take(ids, fill=0), rows.positions, rows.segments),
+                tokens=Tokens(rows.take(ids, fill=0.0), rows.positions, rows.segments),
                 order=order,
                 targets=column(targets),
                 weights=column(weights),
@@ -321,7 +321,7 @@ def _trained_first(
 ) -> np.ndarray:
     learns = (weights != 0).any(axis=-1)
     if policy is not None:
-        learns &= rows.take(policy[1], fill=0) != 0
+        learns &= rows.take(policy[1], fill=0.0) != 0
     rank = np.where(learns, 0, np.where(rows.real, 1, 2))
     return np.argsort(rank.reshape(-1), kind="stable").astype(np.int32)
 
@@ -466,14 +466,14 @@ def _score(weights: LMWeights, adapter: LoRA | None, batch: _Batch, top_k: int) 
 def _optim_step(
     state: TrainState,
     gradients: LoRA,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    grad_clip_norm: float,
+    learning_rate: Float[Array, ""],
+    beta1: Float[Array, ""],
+    beta2: Float[Array, ""],
+    eps: Float[Array, ""],
+    weight_decay: Float[Array, ""],
+    grad_clip_norm: Float[Array, ""],
 ) -> tuple[TrainState, Array, Array]:
-    grad_norm = optax.global_norm(gradients)
+    grad_norm = optax.tree.norm(gradients)
     clipped = (grad_clip_norm > 0) & (grad_norm > grad_clip_norm)
     factor = jnp.where(clipped, grad_clip_norm / grad_norm, 1.0)
     gradients = jax.tree.map(lambda g: factor * g, gradients)
@@ -483,4 +483,4 @@ def _optim_step(
         gradients, (state.optimizer, optax.EmptyState(), optax.EmptyState()), state.adapter
     )
     adapter = optax.apply_updates(state.adapter, updates)
-    return TrainState(adapter=adapter, optimizer=moments), grad_norm, optax.global_norm(updates)
+    return TrainState(adapter=adapter, optimizer=moments), grad_norm, optax.tree.norm(updates)

@@ -85,8 +85,8 @@ def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
     """The completions in the order of the answer."""
     return tuple(
         Sample(
-            tokens=np.asarray(sequence.tokens, np.int32),
-            logprobs=np.asarray(sequence.logprobs, np.float32),
+            tokens=_array(sequence.tokens_np, np.int32),
+            logprobs=_array(sequence.logprobs_np, np.float32),
             stop_reason=str(sequence.stop_reason),
         )
         for sequence in response.sequences
@@ -96,3 +96,8 @@ def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
 def to_sdk_data(data: Sequence[Datum]) -> list[tinker.Datum]:
     """A batch of datums, in order."""
     return [to_sdk_datum(datum) for datum in data]
+
+
+def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:
+    # The SDK decodes an empty array as None.
+    return np.zeros(0, dtype) if values is None else np.asarray(values, dtype)
