@@ -2,11 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from shell.cli.options import BaseURL
+
+if TYPE_CHECKING:
+    from shell.cli.options import Address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class Sample:
     Args:
         question: what is asked.
         model: the base model: a known name (see `cookbook-fx models`), the id of a model on the
-            Hugging Face hub, a directory, or a .gguf file.
+            Hugging Face hub, a directory, or a .gguf file. None is the checkpoint's own, or
+            without a checkpoint smollm2-135m-instruct.
         checkpoint: a tinker:// path printed by `cookbook-fx sft`; None asks the base model.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
@@ -34,7 +38,7 @@ class Sample:
     """
 
     question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]
-    model: str = "smollm2-135m-instruct"
+    model: str | None = None
     checkpoint: str | None = None
     base_url: BaseURL = None
     renderer: str = "chatml"
@@ -49,18 +53,30 @@ class Sample:
         from shell.cli.options import engine
         from shell.hub.models import say_on_standard_error
 
-        with engine(self.base_url, model=self.model, say=say_on_standard_error) as address:
-            for answer in asyncio.run(self._answers(address.base_url, address.api_key)):
+        model = self._base_model()
+        with engine(self.base_url, model=model, say=say_on_standard_error) as address:
+            for answer in asyncio.run(self._answers(address, model)):
                 print(answer)  # noqa: T201
         return 0
 
-    async def _answers(self, base_url: str | None, api_key: str | None) -> tuple[str, ...]:
+    def _base_model(self) -> str:
+        """What an engine of this process is to serve."""
+        from shell.hub import DEFAULT_MODEL, home
+
+        if self.model is not None:
+            return self.model
+        if self.checkpoint is None or self.base_url is not None:
+            return DEFAULT_MODEL
+        from shell.engine.checkpoints import base_model_of
+
+        return base_model_of(home() / "checkpoints", self.checkpoint)
+
+    async def _answers(self, address: "Address", model: str) -> tuple[str, ...]:
         from cookbook_fx.renderers import get_renderer
         from shell.cli.asking import Manner, answers
         from shell.clients import connect
-        from shell.hub import load_tokenizer
+        from shell.hub import load_tokenizer, resolve_model
 
-        renderer = get_renderer(self.renderer, load_tokenizer(self.model))
         manner = Manner(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -68,7 +84,11 @@ class Sample:
             num_samples=self.num_samples,
             seed=self.seed,
         )
-        async with connect(base_url=base_url, api_key=api_key) as service:
-            base_model = self.model if self.checkpoint is None else None
+        async with connect(base_url=address.base_url, api_key=address.api_key) as service:
+            base_model = model if self.checkpoint is None else None
             sampler = await service.sampler(base_model=base_model, path=self.checkpoint)
+            source = await asyncio.to_thread(
+                resolve_model, self.model or sampler.base_model, with_weights=False
+            )
+            renderer = get_renderer(self.renderer, load_tokenizer(source.directory))
             return await answers(sampler, self.question, renderer=renderer, manner=manner)

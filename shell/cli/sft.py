@@ -108,7 +108,9 @@ def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
     from shell.hub.weights import read_config
     from shell.recipes.chat_sft import account, load_data
 
-    source = resolve_model(command.model.model, say=console.print)
+    source = resolve_model(
+        command.model.model, say=console.print, with_weights=command.base_url is None
+    )
     console.print(f"Model: {source.name}, in {source.directory}")
     tokenizer = load_tokenizer(source.directory)
     renderer = get_renderer(command.model.renderer, tokenizer)

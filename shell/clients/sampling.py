@@ -58,3 +58,8 @@ class Sampler:
             ),
         )
         return Pending(future=future, convert=convert.from_sdk_samples, doing="sampling")
+
+    @property
+    def base_model(self) -> str:
+        """The name of the base model, as the engine knows it."""
+        return self.sdk.get_base_model()

@@ -79,6 +79,24 @@ def parse_path(path: str) -> CheckpointPath:
     return CheckpointPath(model_id=parts[0], segment=_SEGMENTS[parts[1]], name=parts[2])
 
 
+def base_model_of(root: Path, path: str) -> str:
+    """The base model that a stored checkpoint belongs to, for choosing what to serve it with.
+
+    Args:
+        root: where a `CheckpointStore` keeps its checkpoints.
+        path: `tinker://...`.
+
+    Raises:
+        DataError: it is not one of ours.
+        NoSuchCheckpoint: nothing is stored there.
+    """
+    parsed = parse_path(path)
+    checkpoint = _decode(_record_file(root, parsed))
+    if checkpoint is None:
+        raise NoSuchCheckpoint(f"there is no checkpoint {parsed} in {root}")
+    return checkpoint.base_model
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """What is known of a checkpoint without reading its arrays; times are seconds since 1970."""
@@ -277,7 +295,7 @@ class CheckpointStore:
         return self._model(model_id) / "data"
 
     def _record(self, path: CheckpointPath) -> Path:
-        return self._model(path.model_id) / path.segment / f"{path.name}.json"
+        return _record_file(self._root, path)
 
     def _read(self, path: CheckpointPath) -> Checkpoint | None:
         return _decode(self._record(path))
@@ -315,6 +333,10 @@ class CheckpointStore:
                     shutil.rmtree(data, ignore_errors=True)
         for partial in self._root.glob("*/*/.*.partial"):
             partial.unlink(missing_ok=True)
+
+
+def _record_file(root: Path, path: CheckpointPath) -> Path:
+    return root / quote(path.model_id, safe="") / path.segment / f"{path.name}.json"
 
 
 def _expired(checkpoint: Checkpoint, now: float) -> bool:
