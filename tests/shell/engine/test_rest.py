@@ -1,0 +1,93 @@
+"""Looking things up and tidying up, with the SDK's RestClient."""
+
+import pytest
+import tinker
+
+
+@pytest.fixture
+def rest(tiny_engine):
+    return tinker.RestClient(base_url=tiny_engine.base_url, api_key=tiny_engine.api_key)
+
+
+@pytest.fixture
+def saved(new_model):
+    """A model with a checkpoint for training and one for sampling."""
+    model = new_model()
+    state = model.save_state("first", user_metadata={"loss": "low"}, ttl_seconds=7200).result()
+    sampler = model.save_weights_for_sampler("first").result()
+    return model, state.path, sampler.path
+
+
+def test_the_engine_says_what_it_serves(rest, base_model):
+    [served] = rest.get_server_capabilities().result().supported_models
+    assert served.model_name == base_model
+    assert served.max_context_length == 512
+
+
+def test_checkpoints_are_listed_with_what_is_known_of_them(rest, saved):
+    model, state, sampler = saved
+    listed = rest.list_checkpoints(model.model_id).result().checkpoints
+    assert [c.tinker_path for c in listed] == [state, sampler]
+    assert [c.checkpoint_type for c in listed] == ["training", "sampler"]
+    assert listed[0].checkpoint_id == "weights/first"
+    assert listed[0].user_metadata == {"loss": "low"}
+    assert (listed[0].expires_at - listed[0].time).total_seconds() == pytest.approx(7200, abs=60)
+    assert listed[1].expires_at is None
+    everything = rest.list_user_checkpoints(limit=1000).result()
+    assert {state, sampler} <= {c.tinker_path for c in everything.checkpoints}
+
+
+def test_a_run_is_found_by_its_id_and_in_the_list(rest, saved, base_model):
+    model, state, sampler = saved
+    run = rest.get_training_run(model.model_id).result()
+    assert (run.base_model, run.is_lora, run.lora_rank) == (base_model, True, 4)
+    assert run.last_checkpoint.tinker_path == state
+    assert run.last_sampler_checkpoint.tinker_path == sampler
+    runs = rest.list_training_runs(limit=1000).result()
+    assert model.model_id in {r.training_run_id for r in runs.training_runs}
+    assert runs.cursor.total_count == len(runs.training_runs)
+    by_path = rest.get_training_run_by_tinker_path(state).result()
+    assert by_path.training_run_id == model.model_id
+
+
+def test_weights_info_tells_the_shape(rest, saved):
+    _, state, _ = saved
+    info = rest.get_weights_info_by_tinker_path(state).result()
+    assert (info.is_lora, info.lora_rank, info.train_unembed) == (True, 4, True)
+
+
+def test_a_deleted_checkpoint_is_gone_and_the_other_stays(rest, saved):
+    model, state, sampler = saved
+    rest.delete_checkpoint_from_tinker_path(state).result()
+    left = rest.list_checkpoints(model.model_id).result().checkpoints
+    assert [c.tinker_path for c in left] == [sampler]
+    with pytest.raises(tinker.NotFoundError):
+        rest.delete_checkpoint_from_tinker_path(state).result()
+
+
+def test_a_time_to_live_can_be_changed_and_taken_away(rest, saved):
+    model, state, _ = saved
+    rest.set_checkpoint_ttl_from_tinker_path(state, None).result()
+    [training, _] = rest.list_checkpoints(model.model_id).result().checkpoints
+    assert training.expires_at is None
+    with pytest.raises(tinker.BadRequestError, match="3600"):
+        rest.set_checkpoint_ttl_from_tinker_path(state, 10).result()
+
+
+def test_sessions_and_samplers_can_be_looked_up(rest, saved, client, base_model):
+    model, _, path = saved
+    session_id = model.model_id.split(":")[0]
+    sampler = client.create_sampling_client(model_path=path).result()
+    assert sampler.get_base_model() == base_model
+    assert session_id in rest.list_sessions(limit=1000).result().sessions
+    session = rest.get_session(session_id).result()
+    assert session.training_run_ids == [model.model_id]
+    [sampler_id] = session.sampler_ids
+    found = rest.get_sampler(sampler_id).result()
+    assert (found.base_model, found.model_path) == (base_model, path)
+
+
+def test_what_is_not_offered_says_so(rest, saved):
+    _, state, _ = saved
+    with pytest.raises(tinker.BadRequestError, match="does not offer"):
+        rest.publish_checkpoint_from_tinker_path(state).result()
