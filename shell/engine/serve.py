@@ -22,11 +22,9 @@ from shell.engine.app import make_app
 from shell.engine.checkpoints import CheckpointStore
 from shell.engine.service import BaseModel, EngineLimits, Service
 from shell.hub import DEFAULT_MODEL, home, load_tokenizer, load_weights, resolve_model
+from shell.hub.models import BUILT_IN_MODELS
 
 log = logging.getLogger(__name__)
-
-# Beside the names the hub resolves: what programs written for the hosted service call a model.
-_ALIASES = {DEFAULT_MODEL: ("HuggingFaceTB/SmolLM2-135M-Instruct",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +78,9 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # XLA's own caches would put this folder's path into every program's key, so that a home that
+    # was moved or mounted elsewhere would compile everything again.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 @contextlib.contextmanager
@@ -141,8 +142,11 @@ def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], S
     tokenizer = load_tokenizer(str(source.directory))
     weights = load_weights(source.directory, dtype=config.dtype)
     end = tokenizer.eos_token_id
+    # What programs written for the hosted service call a model that has a short name here.
+    hub_id = next((each.hub_id for each in BUILT_IN_MODELS if each.name == source.name), None)
     base = BaseModel(
-        names=(source.name, *_ALIASES.get(source.name, ())),
+        names=(source.name,) if hub_id is None else (source.name, hub_id),
+        tokenizer_name=hub_id or str(source.directory),
         directory=source.directory,
         weights=weights,
         decode=partial(
