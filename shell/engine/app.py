@@ -229,13 +229,13 @@ async def _get_info(service: Service, request: Request) -> Response:
             model_id=model.model_id,
             model_data={
                 "arch": "llama",
-                "model_name": service.base.name,
+                "model_name": model.base_model,
                 # The SDK hands this to transformers, for which a directory will do.
                 "tokenizer_id": str(service.base.directory),
             },
             is_lora=True,
             lora_rank=None if model.lora is None else model.lora.rank,
-            model_name=service.base.name,
+            model_name=model.base_model,
             optimizer_config={"type": "adamw"},
         )
     )
@@ -288,7 +288,7 @@ async def _get_sampler(service: Service, request: Request) -> Response:
     return _json(
         {
             "sampler_id": sampler.sampler_id,
-            "base_model": service.base.name,
+            "base_model": sampler.base_model,
             "model_path": sampler.model_path,
         }
     )
@@ -347,7 +347,7 @@ def _training_run(service: Service, model_id: str, checkpoints: list[Checkpoint]
     last_request = checkpoints[-1].saved_at if model is None else model.last_request_at
     return _present(
         training_run_id=model_id,
-        base_model=service.base.name if model is not None else checkpoints[-1].base_model,
+        base_model=model.base_model if model is not None else checkpoints[-1].base_model,
         model_owner="local",
         is_lora=True,
         lora_rank=None if lora is None else lora.rank,

@@ -134,7 +134,8 @@ class SamplingPool:
     def _rows(self, work: SampleWork) -> RowRequest:
         request, config = work.request, self._base.config
         prompt, context = request.prompt, config.max_position_embeddings
-        if len(prompt) >= context:
+        room = context - len(prompt)
+        if room < 1:
             raise DataError(
                 f"a prompt of {len(prompt)} tokens leaves no room to sample in the model's context "
                 f"of {context}; shorten it"
@@ -144,14 +145,21 @@ class SamplingPool:
                 f"prompt tokens must be from 0 to {config.vocab_size - 1}, "
                 f"got {prompt.min()} to {prompt.max()}"
             )
-        if request.topk_prompt_logprobs > config.vocab_size:
-            raise DataError(f"topk_prompt_logprobs must be at most {config.vocab_size}")
+        if not 0 <= request.topk_prompt_logprobs <= config.vocab_size:
+            raise DataError(
+                f"topk_prompt_logprobs must be from 0 to {config.vocab_size}, "
+                f"got {request.topk_prompt_logprobs}"
+            )
+        if request.prompt_logprobs_last_n is not None and request.prompt_logprobs_last_n < 1:
+            raise DataError(
+                f"prompt_logprobs_last_n must be at least 1, got {request.prompt_logprobs_last_n}"
+            )
         stop = self._end_tokens if request.stop_tokens is None else request.stop_tokens
         return RowRequest(
             id=next(self._ids),
             prompt=prompt.astype(np.int32),
             params=SamplingParams(
-                max_tokens=request.max_tokens or context - len(prompt),
+                max_tokens=room if request.max_tokens is None else request.max_tokens,
                 temperature=request.temperature,
                 top_k=request.top_k,
                 top_p=request.top_p,
@@ -167,7 +175,13 @@ class SamplingPool:
         """Lets in from the front of the queue what there is room for."""
         while self._waiting:
             weights = self._waiting[0].job.work.weights
-            batch = self._batch(weights)
+            try:
+                batch = self._batch(weights)
+            # Merging needs as much memory as the model; those who asked for it hear if it fails.
+            except Exception as error:
+                for waiting in _leading(self._waiting, weights.key):
+                    self._fail(waiting.rows.id, error)
+                continue
             if batch is None or not batch.generation.free_rows:
                 return
             same = _leading(self._waiting, weights.key)

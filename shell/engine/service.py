@@ -95,12 +95,15 @@ class BaseModel:
 
     Args:
         names: what clients may call it; the first is what the engine calls it.
+        tokenizer_name: what the SDK finds a tokenizer under where it is given only a model name:
+            the model's id on the hub, or a directory.
         directory: with its tokenizer files.
         decode: token ids to text, special tokens included.
         end_tokens: ids that end a text.
     """
 
     names: tuple[str, ...]
+    tokenizer_name: str
     directory: Path
     weights: LMWeights
     decode: Decode
@@ -182,6 +185,7 @@ class Service:
         model = ModelEntry(
             model_id=model_id,
             session_id=session.session_id,
+            base_model=request.base_model or self.base.tokenizer_name,
             lora=lora,
             user_metadata=request.user_metadata,
         )
@@ -284,6 +288,7 @@ class Service:
                 sampler_id=sampler_id,
                 session_id=session.session_id,
                 weights=weights,
+                base_model=model.base_model,
                 model_path=None,
                 follows=model.model_id if operation.follow else None,
             )
@@ -324,6 +329,7 @@ class Service:
                     sampler_id=sampler_id,
                     session_id=session.session_id,
                     weights=weights,
+                    base_model=request.base_model or self.base.tokenizer_name,
                     model_path=request.model_path,
                 )
             )
@@ -345,7 +351,12 @@ class Service:
         if self.futures.known(request_id):
             return request_id, sequence_ids
         wanted = request.num_samples
-        if self._queued_samples and self._queued_samples + wanted > self.limits.max_queued_samples:
+        if wanted > self.limits.max_queued_samples:
+            raise ConfigurationError(
+                f"num_samples must be at most {self.limits.max_queued_samples}, got {wanted}; "
+                "split the request"
+            )
+        if self._queued_samples + wanted > self.limits.max_queued_samples:
             raise Busy(
                 f"{self._queued_samples} samples are waiting already and at most "
                 f"{self.limits.max_queued_samples} may; ask again later"
@@ -421,17 +432,23 @@ class Service:
         """Looks after everything that happens because time passes; runs until cancelled."""
         while True:
             await asyncio.sleep(self.limits.maintenance_seconds)
-            now = time.monotonic()
-            self.futures.sweep(now)
-            for model in self.sessions.models():
-                self._advance(model, TimePassed(at_seconds=now))
-            for session in self.sessions.sessions():
-                if now - session.last_seen > self.limits.idle_session_seconds:
-                    self.finish_session(
-                        session.session_id,
-                        f"was silent for {self.limits.idle_session_seconds:g} s and was freed",
-                    )
-            await asyncio.to_thread(self.store.sweep)
+            try:
+                self._look_after(time.monotonic())
+                await asyncio.to_thread(self.store.sweep)
+            # One bad look must not be the last: what waits would then wait for ever.
+            except Exception:
+                log.exception("looking after waiting requests and old checkpoints failed")
+
+    def _look_after(self, now: float) -> None:
+        self.futures.sweep(now)
+        for model in self.sessions.models():
+            self._advance(model, TimePassed(at_seconds=now))
+        for session in self.sessions.sessions():
+            if now - session.last_seen > self.limits.idle_session_seconds:
+                self.finish_session(
+                    session.session_id,
+                    f"was silent for {self.limits.idle_session_seconds:g} s and was freed",
+                )
 
     def wake_from_another_thread(self) -> None:
         """Ends every long poll, so that connections can close."""

@@ -32,6 +32,7 @@ class Sampler:
 
     sampler_id: str
     session_id: str
+    base_model: str
     weights: SamplerWeights
     model_path: str | None
     # The model whose later in-flight snapshots this sampler takes over.
@@ -44,6 +45,7 @@ class ModelEntry:
     """A model as its clients see it; what it computes with lives on the compute thread.
 
     Args:
+        base_model: by the name its client calls it.
         lora: None until a checkpoint has told.
         sequence: where the model stands in its order of operations.
         held: operations that wait for an earlier one.
@@ -52,6 +54,7 @@ class ModelEntry:
 
     model_id: str
     session_id: str
+    base_model: str
     lora: LoRAConfig | None
     user_metadata: Mapping[str, str] | None
     sequence: Sequence = field(default_factory=Sequence)
