@@ -94,6 +94,7 @@ class _Row:
     """A running sequence: `token`, at `position`, is the newest and not yet in the cache."""
 
     id: RowId
+    prompt: bytes
     params: SamplingParams
     token: int
     position: int
@@ -126,17 +127,22 @@ class Generation:
 
 
 def begin(model: DecodeWeights, *, max_rows: int = 32) -> Generation:
-    """An empty generation that decodes at most `max_rows` sequences at once."""
+    """An empty generation that decodes at most `max_rows` sequences at once.
+
+    The longest row decides the length of the cache, which takes 8 bytes for each row, position,
+    layer, key head and dimension of a head; while a chunk is computed it exists twice. For
+    SmolLM2-135M, 32 rows of 1024 tokens are 1.5 GB.
+    """
     if max_rows < 1:
         raise ConfigurationError(f"max_rows must be at least 1, got {max_rows}")
-    cache = empty_cache(model, slots=1, length=_MIN_LENGTH)
+    cache = empty_cache(model, slots=1, length=_length_for(1, 1))
     return Generation(max_rows=max_rows, cache=cache, rows=(None,))
 
 
 def admit(
     model: DecodeWeights, generation: Generation, requests: Sequence[RowRequest]
 ) -> Generation:
-    """Adds rows; equal prompts among the requests are read once.
+    """Adds rows; a prompt is read once for all rows that share it.
 
     The token limit of a row is its `max_tokens` or what the context leaves, whichever is less.
 
@@ -153,13 +159,19 @@ def admit(
             f"{len(new)} rows do not fit into the {generation.free_rows} free ones of "
             f"{generation.max_rows}; admit fewer, and the rest after some have finished"
         )
-    if len(set(ids)) < len(ids):
+    twice = {row for row in ids if ids.count(row) > 1}
+    if twice:
         raise ConfigurationError(
-            "a row with the same request id and sample number is already running"
+            f"each request id and sample number may run once at a time, but twice there: {twice}"
         )
-    generation, places = _with_rows(generation, new)
-    prompts = [request.prompt for request in requests for _ in range(request.num_samples)]
-    return replace(generation, cache=_with_prompts(model, generation.cache, prompts, places))
+    known = {row.prompt for row in generation.rows if row is not None}
+    generation = _with_rows(generation, new)
+    unread = [
+        (slot, row.prompt)
+        for slot, row in enumerate(generation.rows)
+        if row is not None and row.drawn == 0 and row.prompt not in known
+    ]
+    return replace(generation, cache=_with_prompts(model, generation.cache, unread))
 
 
 def split_to_fit(
@@ -198,7 +210,7 @@ def advance(
     """
     if not generation.row_ids:
         return generation, ()
-    generation, _ = _with_rows(generation, ())
+    generation = _with_rows(generation, ())
     chunk = _decode_chunk(model, generation.cache, _columns(generation.rows))
     tokens, logprobs = np.asarray(chunk.tokens).T, np.asarray(chunk.logprobs).T
     counts, stopped = chunk.counts.tolist(), chunk.stopped.tolist()
@@ -276,6 +288,7 @@ def _new_rows(model: DecodeWeights, request: RowRequest) -> list[_Row]:
     return [
         _Row(
             id=RowId(request.id, request.first_sample + sample),
+            prompt=np.asarray(request.prompt, np.int32).tobytes(),
             params=request.params,
             token=int(request.prompt[-1]),
             position=length - 1,
@@ -288,10 +301,9 @@ def _new_rows(model: DecodeWeights, request: RowRequest) -> list[_Row]:
 
 # --- Buckets -------------------------------------------------------------------------------------
 
-_MIN_LENGTH = 128
-_MIN_PACK = 32
-# Prompts are read together up to this many tokens; more would only make the dense attention
-# between strangers, all masked, the larger part of the work.
+_MIN_PACK = 64
+# Prompts are read together up to this many tokens; more would only make the attention between
+# strangers, all of it masked, a larger part of the work.
 _PACK = 512
 
 
@@ -300,33 +312,42 @@ def _slots_for(rows: int) -> int:
     return 1 if rows <= 1 else max(4, _power_of_two(rows))
 
 
+def _length_for(reach: int, slots: int) -> int:
+    # Reading a short cache is nothing beside reading the weights for few rows, and every length
+    # is a program to compile.
+    return max(256 if slots <= 4 else 128, _power_of_two(reach))
+
+
 def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _with_rows(generation: Generation, new: Sequence[_Row]) -> tuple[Generation, tuple[int, ...]]:
-    """Room for new rows, and for a chunk of tokens in every row; and the slots of the new ones.
+def _with_rows(generation: Generation, new: Sequence[_Row]) -> Generation:
+    """Makes room for new rows, and for a chunk of tokens in every row.
 
-    The cache grows as soon as it must, and shrinks when three quarters of it are unused, so that
-    a lone long row is not decoded at the width of the group it came with.
+    A new row with the prompt of a running one gets a copy of that one's cache, which begins with
+    the prompt. The cache grows as soon as it must, and shrinks when three quarters of it are
+    unused, so that a lone long row is not decoded at the width of the group it came with.
     """
-    old, cache = generation.rows, generation.cache
+    cache, old = generation.cache, generation.rows
     running = [row for row in old if row is not None]
     slots = _bucket(cache.slots, _slots_for(len(running) + len(new)))
     reach = max(row.reach for row in [*running, *new])
-    length = _bucket(cache.length, max(_MIN_LENGTH, _power_of_two(reach)))
-    if slots == cache.slots:
-        kept = list(range(slots))
-    else:
-        kept = [slot for slot, row in enumerate(old) if row is not None]
-        kept += [0] * (slots - len(kept))
-        old = (*running, *[None] * (slots - len(running)))
-    if (slots, length) != (cache.slots, cache.length):
-        cache = rearranged(cache, jnp.asarray(kept), length=length)
-    free = [slot for slot, row in enumerate(old) if row is None]
-    places = dict(zip(free, new, strict=False))
-    rows = tuple(places.get(slot, row) for slot, row in enumerate(old))
-    return replace(generation, cache=cache, rows=rows), tuple(places)
+    length = _bucket(cache.length, _length_for(reach, slots))
+    kept = old if slots == cache.slots else (*running, *[None] * (slots - len(running)))
+    entering = iter(new)
+    rows = tuple(row or next(entering, None) for row in kept)
+
+    slot_of_row = {row.id: slot for slot, row in enumerate(old) if row is not None}
+    slot_of_prompt = {row.prompt: slot for slot, row in enumerate(old) if row is not None}
+    source = [min(slot, cache.slots - 1) for slot in range(slots)]
+    for slot, row in enumerate(rows):
+        if row is not None:
+            same_prompt = slot_of_prompt.get(row.prompt, source[slot])
+            source[slot] = slot_of_row.get(row.id, same_prompt)
+    if length != cache.length or source != list(range(cache.slots)):
+        cache = rearranged(cache, jnp.asarray(source), length=length)
+    return replace(generation, cache=cache, rows=rows)
 
 
 def _bucket(current: int, wanted: int) -> int:
@@ -336,46 +357,46 @@ def _bucket(current: int, wanted: int) -> int:
 # --- Prompts -------------------------------------------------------------------------------------
 
 
-def _with_prompts(
-    model: DecodeWeights, cache: Cache, prompts: Sequence[np.ndarray], slots: Sequence[int]
-) -> Cache:
-    """Reads all but the last token of each prompt into its slot; `advance` reads the last."""
+def _with_prompts(model: DecodeWeights, cache: Cache, unread: Sequence[tuple[int, bytes]]) -> Cache:
+    """Reads all but the last token of the prompts into these slots; `advance` reads the last."""
     takers: dict[bytes, list[int]] = {}
-    bodies = [np.asarray(prompt[:-1], np.int32) for prompt in prompts]
-    for body, slot in zip(bodies, slots, strict=True):
-        takers.setdefault(body.tobytes(), []).append(slot)
-    distinct = {body.tobytes(): body for body in bodies if len(body)}
-    for pack in _packs(sorted(distinct.values(), key=len)):
-        size = max(_MIN_PACK, _round_up(sum(map(len, pack))))
+    for slot, prompt in unread:
+        takers.setdefault(prompt, []).append(slot)
+    for pack in _packs(sorted(takers, key=len)):
+        bodies = [np.frombuffer(prompt, np.int32)[:-1] for prompt in pack]
+        size = _pack_size(sum(map(len, bodies)))
         tokens, positions, segments = np.zeros((3, size), np.int32)
-        segments[:] = len(pack)
+        segments[:] = len(bodies)
         start, count = np.zeros((2, cache.slots), np.int32)
         end = 0
-        for number, body in enumerate(pack):
+        for number, (prompt, body) in enumerate(zip(pack, bodies, strict=True)):
             begin, end = end, end + len(body)
             tokens[begin:end], segments[begin:end] = body, number
             positions[begin:end] = np.arange(len(body))
-            start[takers[body.tobytes()]], count[takers[body.tobytes()]] = begin, len(body)
+            start[takers[prompt]], count[takers[prompt]] = begin, len(body)
         prefix = prefill(model, *map(jnp.asarray, (tokens, positions, segments)))
         cache = placed(cache, prefix, start=jnp.asarray(start), count=jnp.asarray(count))
     return cache
 
 
-def _round_up(size: int) -> int:
-    """The next power of two, or three quarters of it."""
-    power = _power_of_two(size)
-    return power * 3 // 4 if size <= power * 3 // 4 else power
+def _pack_size(tokens: int) -> int:
+    """Powers of two, and between the larger ones also three quarters: each is a program."""
+    power = _power_of_two(max(tokens, _MIN_PACK))
+    return power * 3 // 4 if power > _PACK and tokens <= power * 3 // 4 else power
 
 
-def _packs(bodies: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    packs: list[list[np.ndarray]] = []
+def _packs(prompts: Sequence[bytes]) -> list[list[bytes]]:
+    packs: list[list[bytes]] = []
     room = 0
-    for body in bodies:
-        if len(body) > room:
+    for prompt in prompts:
+        length = len(prompt) // 4 - 1
+        if length == 0:
+            continue
+        if length > room:
             packs.append([])
             room = _PACK
-        packs[-1].append(body)
-        room -= len(body)
+        packs[-1].append(prompt)
+        room -= length
     return packs
 
 
@@ -395,6 +416,7 @@ class _Columns(eqx.Module):
 
 _FREE = _Row(
     id=RowId(None, 0),
+    prompt=b"",
     params=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
     token=0,
     position=0,
@@ -443,16 +465,15 @@ def _decode_chunk(model: DecodeWeights, cache: Cache, columns: _Columns) -> _Pro
         return (progress.step < CHUNK) & running(progress).any()
 
     def step(progress: _Progress) -> _Progress:
-        # An ended row is computed with the others, but stays where it is.
+        # An ended row is computed with the others, but stays where it is; the cache may end there.
         live = running(progress)
-        cache, logits = decode_step(
-            model, progress.cache, progress.token, columns.position + progress.counts
-        )
+        position = jnp.minimum(columns.position + progress.counts, cache.length - 1)
+        next_cache, logits = decode_step(model, progress.cache, progress.token, position)
         drawn = draw_tokens(logits, columns.rules, columns.drawn + progress.counts)
         stops = (drawn.tokens[:, None] == columns.stop_tokens).any(1)
         return _Progress(
             step=progress.step + 1,
-            cache=cache,
+            cache=next_cache,
             token=jnp.where(live, drawn.tokens, progress.token),
             counts=progress.counts + live,
             stopped=progress.stopped | (live & stops),

@@ -64,8 +64,7 @@ class SamplingParams:
 class DrawRules(eqx.Module):
     """The sampling parameters of every row as columns."""
 
-    seed: UInt32[Array, "row 2"]
-    sample: Int[Array, " row"]
+    key: UInt32[Array, "row 2"]
     temperature: Float[Array, " row"]
     top_k: Int[Array, " row"]
     top_p: Float[Array, " row"]
@@ -78,22 +77,24 @@ class Drawn(NamedTuple):
     logprobs: Float[Array, " row"]
 
 
-def seed_words(seed: int) -> UInt32[np.ndarray, " 2"]:
-    """The two words of a random key for an integer of any size and sign.
+def row_key(seed: int, sample: int) -> UInt32[np.ndarray, " 2"]:
+    """The random key of one answer: of a seed of any size and sign, and the answer's number.
 
     Example:
-        >>> len({tuple(seed_words(seed).tolist()) for seed in (3, -3, 3 + 2**32, 3 + 2**64)})
-        4
+        >>> keys = [row_key(seed, 0) for seed in (3, -3, 3 + 2**32, 3 + 2**64)] + [row_key(3, 1)]
+        >>> len({tuple(key.tolist()) for key in keys})
+        5
     """
     # SeedSequence takes no negative numbers; doubling keeps the sign apart.
-    return np.random.SeedSequence(2 * abs(seed) + (seed < 0)).generate_state(2, np.uint32)
+    entropy = 2 * abs(seed) + (seed < 0)
+    return np.random.SeedSequence(entropy, spawn_key=(sample,)).generate_state(2, np.uint32)
 
 
 def draw_rules(params: list[SamplingParams], samples: list[int]) -> DrawRules:
     """The columns for rows with these parameters; `samples` counts the answers to one request."""
+    keys = [row_key(each.seed, sample) for each, sample in zip(params, samples, strict=True)]
     return DrawRules(
-        seed=jnp.asarray(np.stack([seed_words(each.seed) for each in params])),
-        sample=jnp.asarray(samples, jnp.int32),
+        key=jnp.asarray(np.stack(keys)),
         temperature=jnp.asarray([each.temperature for each in params], jnp.float32),
         top_k=jnp.asarray([each.top_k for each in params], jnp.int32),
         top_p=jnp.asarray([each.top_p for each in params], jnp.float32),
@@ -112,8 +113,8 @@ def draw_tokens(
     Args:
         logits: of the model, `[vocab, row]`.
         rules: how each row wants to be drawn.
-        index: how many tokens each row has drawn before; with the row's seed and sample number
-            it decides the random numbers.
+        index: how many tokens each row has drawn before; with the row's key it decides the
+            random numbers.
 
     Example:
         >>> rules = draw_rules([SamplingParams(max_tokens=1, seed=0, temperature=0.0)], [0])
@@ -205,11 +206,10 @@ def _float_of(ranks: Int[Array, " row"]) -> Float[Array, " row"]:
 
 
 def _uniforms(rules: DrawRules, index: Int[Array, " row"]) -> Float[Array, "row 2"]:
-    def of_row(seed: Array, sample: Array, index: Array) -> Array:
-        key = jax.random.fold_in(jax.random.wrap_key_data(seed), sample)
-        return jax.random.uniform(jax.random.fold_in(key, index), (2,))
+    def of_row(key: Array, index: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), index), (2,))
 
-    return jax.vmap(of_row)(rules.seed, rules.sample, index)
+    return jax.vmap(of_row)(rules.key, index)
 
 
 _BLOCK = 256

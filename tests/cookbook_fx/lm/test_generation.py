@@ -268,6 +268,16 @@ def test_equal_prompts_are_read_once(monkeypatch):
     assert sum(lengths) == 49 + 19
 
 
+def test_a_prompt_that_is_being_answered_is_not_read_again(monkeypatch):
+    whole = request("a", prompt(50), num_samples=3, max_tokens=40)
+    [wanted] = generate(MODEL, [whole])
+    first, later = split_to_fit([whole], 2)
+    state, seen = advance(MODEL, admit(MODEL, begin(MODEL), first))
+    monkeypatch.setattr(generation, "prefill", None)
+    answers = run_to_end(admit(MODEL, state, later), seen)
+    assert all(same(answers[RowId("a", i)], each) for i, each in enumerate(wanted))
+
+
 def test_prompts_longer_than_a_pack_and_many_short_ones_are_read_right():
     config = dataclasses.replace(CONFIG, max_position_embeddings=1200)
     model = dataclasses.replace(MODEL, config=config)
@@ -288,7 +298,7 @@ def test_prompts_longer_than_a_pack_and_many_short_ones_are_read_right():
         (request("x", np.array([1, 97])), "token ids must be from 0 to 96, got 1 to 97"),
         (request("x", np.array([-1, 5])), "got -1 to 5"),
         (request("x", prompt(4), num_samples=33), "33 rows do not fit into the 31 free ones of 32"),
-        (request("a", prompt(4)), "already running"),
+        (request("a", prompt(4)), r"twice there: \{RowId\(request='a', sample=0\)\}"),
     ],
 )
 def test_impossible_requests_are_refused(bad, message):

@@ -12,7 +12,7 @@ from cookbook_fx.lm.sampling import (
     DrawRules,
     SamplingParams,
     draw_rules,
-    seed_words,
+    row_key,
 )
 from cookbook_fx.lm.sampling import draw_tokens as draw_tokens_untraced
 from cookbook_fx.lm.sampling import truncation as truncation_untraced
@@ -73,35 +73,17 @@ def test_truncation_by_hand():
 
 
 def test_draws_follow_the_tempered_distribution():
-    rows, vocab = 200_000, 700
+    rows, vocab = 30_000, 300
     logits = jnp.asarray(np.random.default_rng(1).normal(0, 2, vocab), jnp.float32)
     rules = rules_for(rows, temperature=1.5)
-    drawn = draw_tokens_in_parts(logits, rules, rows)
-    counts = np.bincount(drawn, minlength=vocab)
+    every = jnp.broadcast_to(logits[:, None], (vocab, rows))
+    drawn = draw_tokens(every, rules, jnp.zeros(rows, jnp.int32))
+    counts = np.bincount(drawn.tokens, minlength=vocab)
     wanted = np.exp(np.asarray(logits, np.float64) / 1.5)
     wanted *= rows / wanted.sum()
     # Pearson's statistic has mean vocab - 1 and variance twice that.
     chi_square = ((counts - wanted) ** 2 / wanted).sum()
     assert abs(chi_square - (vocab - 1)) < 5 * np.sqrt(2 * (vocab - 1))
-
-
-def draw_tokens_in_parts(logits, rules: DrawRules, rows: int) -> np.ndarray:
-    part = 20_000
-    tokens = [
-        draw_tokens(
-            jnp.broadcast_to(logits[:, None], (len(logits), part)),
-            DrawRules(
-                seed=rules.seed[i : i + part],
-                sample=rules.sample[i : i + part],
-                temperature=rules.temperature[i : i + part],
-                top_k=rules.top_k[i : i + part],
-                top_p=rules.top_p[i : i + part],
-            ),
-            jnp.zeros(part, jnp.int32),
-        ).tokens
-        for i in range(0, rows, part)
-    ]
-    return np.concatenate([np.asarray(each) for each in tokens])
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (-1, 0.5), (20, 0.3)])
@@ -144,7 +126,7 @@ def test_almost_zero_temperature_is_greedy_and_finite():
 
 @given(st.integers(), st.integers())
 def test_different_integers_of_any_size_give_different_seeds(first, second):
-    assert (first == second) == (seed_words(first).tolist() == seed_words(second).tolist())
+    assert (first == second) == (row_key(first, 0).tolist() == row_key(second, 0).tolist())
 
 
 def test_a_draw_depends_on_seed_sample_and_index_but_not_on_the_row():
