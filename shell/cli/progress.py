@@ -72,15 +72,13 @@ class Watcher:
                 self._evaluated(event)
             case Saved():
                 self._console.print(
-                    f"[dim]saved after step {event.checkpoint.next_step}: "
-                    f"{event.checkpoint.state_path}[/dim]",
-                    highlight=False,
+                    f"saved after step {event.checkpoint.next_step}: {event.checkpoint.state_path}",
+                    style="dim",
                 )
             case CheckpointSkipped():
                 self._console.print(
                     f"The checkpoint of step {event.checkpoint.next_step} cannot be used, trying "
                     f"the one before: {event.reason}",
-                    highlight=False,
                 )
 
     def _begin(self, event: RunBegan) -> None:
@@ -106,7 +104,6 @@ class Watcher:
             left = round(pace * (self._total - done))
             self._console.print(
                 f"step {done}/{self._total}  loss {loss}  {speed} tokens/s  {left} s left",
-                highlight=False,
             )
 
     def _evaluated(self, event: Evaluated) -> None:
@@ -114,5 +111,4 @@ class Watcher:
         bits = "" if report.bits_per_byte is None else f", {report.bits_per_byte:.3f} bits/byte"
         self._console.print(
             f"held-out NLL after {event.step} steps: {report.mean_nll:.4f} nats/token{bits}",
-            highlight=False,
         )

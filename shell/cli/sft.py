@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cookbook_fx.renderers import Renderer
     from shell.cli.options import Address
-    from shell.clients import Sampler
+    from shell.clients import Service
     from shell.recipes.chat_sft import LoadedData
     from shell.stores import RunCheckpoint, RunFolder
 
@@ -49,9 +49,9 @@ class SFT:
 
     model: ModelChoice = field(default_factory=ModelChoice)
     data: ChatData = field(default_factory=ChatData)
-    schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3, num_epochs=2))
+    schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
     adam: Adam = field(default_factory=Adam)
-    cadence: Cadence = field(default_factory=Cadence)
+    cadence: Cadence = field(default_factory=lambda: Cadence(eval_every=20))
     base_url: BaseURL = None
     run_dir: Path = Path("runs/sft")
     seed: int = 0
@@ -65,7 +65,7 @@ class SFT:
         from shell.recipes.chat_sft import MAY_DIFFER, WHY_NOT, run_description
         from shell.stores import open_run_folder
 
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
         description = run_description(self.config, self.data, base_url=self.base_url)
         with open_run_folder(
             self.run_dir, config=description, may_differ=MAY_DIFFER, reasons=WHY_NOT
@@ -136,7 +136,7 @@ async def _train(
     loaded: "LoadedData",
     folder: "RunFolder",
 ) -> int:
-    """Asks, trains, asks again."""
+    """Trains, then asks the model from before and the one from after."""
     from shell.cli.interrupts import stop_on_signal
     from shell.cli.progress import Watcher
     from shell.clients import connect
@@ -145,9 +145,6 @@ async def _train(
     message = "Stopping: finishing the steps under way and saving. Ctrl-C again quits at once."
     with stop_on_signal(message=message) as stop:
         async with connect(base_url=address.base_url, api_key=address.api_key) as service:
-            if command.model.load_checkpoint is None and not stop.is_set():
-                sampler = await service.sampler(base_model=command.model.model)
-                await _ask(command, sampler, when="before", console=console, renderer=renderer)
             with Watcher(console) as watcher:
                 result = await train_supervised(
                     command.config,
@@ -160,23 +157,33 @@ async def _train(
             if not result.finished or result.checkpoint is None:
                 console.print("Stopped. The same command continues this run.")
                 return _INTERRUPTED
-            sampler = await service.sampler(path=result.checkpoint.sampler_path)
-            await _ask(command, sampler, when="after", console=console, renderer=renderer)
+            await _compare(command, service, result.checkpoint, console=console, renderer=renderer)
             _print_results(console, folder, result.checkpoint)
             return 0
 
 
-async def _ask(
-    command: SFT, sampler: "Sampler", *, when: str, console: "Console", renderer: "Renderer"
+async def _compare(
+    command: SFT,
+    service: "Service",
+    final: "RunCheckpoint",
+    *,
+    console: "Console",
+    renderer: "Renderer",
 ) -> None:
-    """Shows what the model says to the question."""
-    from rich.markup import escape
-
+    """Shows what the model says to one question with the weights of before and of after."""
     from shell.cli.asking import Manner, answers
 
-    (answer,) = await answers(sampler, command.question, renderer=renderer, manner=Manner())
-    console.print(f"\n[bold]{escape(command.question)}[/bold] ({when} training)")
-    console.print(escape(answer) + "\n")
+    samplers = {"after": await service.sampler(path=final.sampler_path)}
+    if command.model.load_checkpoint is None:
+        # A new LoRA adds nothing, so that the base model is the one from before.
+        base = await service.sampler(base_model=command.model.model)
+        samplers = {"before": base} | samplers
+    console.print(f"\n{command.question}", style="bold")
+    for when, sampler in samplers.items():
+        (answer,) = await answers(sampler, command.question, renderer=renderer, manner=Manner())
+        console.print(f"\n{when} training:", style="bold")
+        console.print(answer)
+    console.print()
 
 
 def _print_results(console: "Console", folder: "RunFolder", final: "RunCheckpoint") -> None:

@@ -62,7 +62,7 @@ class ChatData:
     data: Path | None = None
     eval_data: Path | None = None
     test_size: int = 0
-    batch_size: int = 16
+    batch_size: int = 8
     max_length: int | None = 1024
     train_on_what: TrainedMessages = "all_assistant_messages"
     reduction: Literal["mean", "none"] = "mean"

@@ -64,8 +64,8 @@ def test_sft_trains_tells_and_leaves_a_run_that_sample_can_ask(
     run = tmp_path / "run"
     status, out, err = command(*sft_arguments, "--run-dir", run)
     assert (status, err) == (0, "")
-    assert "where is the cat (before training)" in out
-    assert "where is the cat (after training)" in out
+    assert out.index("where is the cat\n") < out.index("before training:\n")
+    assert "after training:\non the" in out
     nll = [float(found) for found in re.findall(r"held-out NLL after \d+ steps: ([\d.]+)", out)]
     assert nll[-1] < nll[0] / 2
     assert f"step {TOTAL}/{TOTAL}" in out
