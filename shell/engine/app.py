@@ -19,6 +19,7 @@ from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
 from shell.engine import wire
 from shell.engine.checkpoints import Checkpoint, CheckpointPath, NoSuchCheckpoint, parse_path
 from shell.engine.futures import Done, Failed
+from shell.engine.requests import Submission
 from shell.engine.service import Busy, Service
 from shell.engine.sessions import Finished, ModelEntry, Unknown
 
@@ -92,7 +93,11 @@ def make_app(start: Callable[[], Service], *, api_key: str) -> ASGIApp:
 
 
 def _json(values: Any, *, status: int = 200) -> Response:
-    return Response(wire.json_bytes(values), status_code=status, media_type=wire.JSON)
+    # What failed here for no fault of the request fails again; the SDK would try for minutes.
+    headers = {"x-should-retry": "false"} if status == 500 else None
+    return Response(
+        wire.json_bytes(values), status_code=status, media_type=wire.JSON, headers=headers
+    )
 
 
 def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -215,7 +220,7 @@ async def _create_model(service: Service, request: Request) -> Response:
 
 async def _load_weights(service: Service, request: Request) -> Response:
     asked = wire.load_weights(await request.body())
-    if isinstance(asked, wire.Submission):
+    if isinstance(asked, Submission):
         return _promise(service.submit(asked), asked.model_id)
     return _promise(*service.create_model_from_state(asked))
 
@@ -248,7 +253,7 @@ async def _forward_backward(service: Service, request: Request) -> Response:
     return _promise(service.submit(submission), submission.model_id)
 
 
-def _submit(decode: Callable[[bytes], wire.Submission]) -> Handler:
+def _submit(decode: Callable[[bytes], Submission]) -> Handler:
     async def handler(service: Service, request: Request) -> Response:
         submission = decode(await request.body())
         return _promise(service.submit(submission), submission.model_id)

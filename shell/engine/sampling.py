@@ -8,7 +8,7 @@ weights take turns, chunk by chunk.
 import itertools
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -105,7 +105,7 @@ class SamplingPool:
         self._decode = decode
         self._end_tokens = end_tokens
         self._waiting: deque[_Waiting] = deque()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[Hashable, _Job] = {}
         self._batches: OrderedDict[str, _Batch] = OrderedDict()
         self._ids = itertools.count()
 
@@ -280,7 +280,7 @@ class SamplingPool:
             samples = tuple(job.finished[index] for index in range(wanted))
             job.work.future.set_result(SampledPrompt(samples, job.prompt))
 
-    def _fail(self, job_id: int, error: Exception) -> None:
+    def _fail(self, job_id: Hashable, error: Exception) -> None:
         job = self._jobs.pop(job_id, None)
         if job is not None:
             self._waiting = deque(each for each in self._waiting if each.job is not job)

@@ -53,10 +53,10 @@ class ComputeWorker:
             try:
                 entry = self._jobs.get(block=not more)
             except queue.Empty:
-                entry = ()
-            if entry is None:
-                return
-            if entry:
+                pass
+            else:
+                if entry is None:
+                    return
                 _perform(*entry)
             more = self._background()
 

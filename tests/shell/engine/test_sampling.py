@@ -185,6 +185,37 @@ def test_several_samplers_at_once_each_answer_from_their_own_weights(new_model, 
     assert [tokens(each.result()) for each in together] == expected * 3
 
 
+def test_an_inflight_sampler_follows_later_inflight_snapshots(raw, raw_model, wire_body, fetch):
+    def save(seq_id, session_seq_id):
+        body = {
+            "model_id": raw_model,
+            "seq_id": seq_id,
+            "sampling_session_seq_id": session_seq_id,
+            "kind": "inflight",
+        }
+        promise = raw.post("save_weights_for_sampler", json=body).json()
+        return fetch(promise).json()["sampling_session_id"]
+
+    def ask(sampler, seq_id):
+        body = {
+            "sampling_session_id": sampler,
+            "seq_id": seq_id,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": PROMPT}]},
+            "sampling_params": {"max_tokens": 6, "temperature": 0.0, "stop": []},
+        }
+        return fetch(raw.post("asample", json=body).json()).content
+
+    headers = {"Content-Type": "application/x-protobuf"}
+    first = save(1, 1)
+    before = ask(first, 0)
+    raw.post("forward_backward", content=wire_body(raw_model, 2), headers=headers)
+    adam = {"learning_rate": 0.5}
+    raw.post("optim_step", json={"model_id": raw_model, "seq_id": 3, "adam_params": adam})
+    assert ask(first, 1) == before
+    second = save(4, 2)
+    assert ask(second, 0) == ask(first, 2) != before
+
+
 def test_a_checkpoint_that_is_not_there_is_not_found(client):
     missing = "tinker://nobody:train:0/sampler_weights/nothing"
     with pytest.raises(tinker.NotFoundError, match="no checkpoint"):

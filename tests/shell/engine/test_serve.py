@@ -65,6 +65,27 @@ def test_checkpoints_outlive_the_engine(tiny_model_directory, tmp_path, batch, l
         assert (logprobs(model, batch) == expected).all()
 
 
+def test_a_save_that_cannot_be_written_fails_as_the_engines_fault_and_training_goes_on(
+    tiny_model_directory, tmp_path, batch, fit
+):
+    config = EngineConfig(model=str(tiny_model_directory), state_dir=tmp_path)
+    with (
+        embedded_engine(config) as endpoint,
+        tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key) as client,
+    ):
+        model = client.create_lora_training_client(base_model=config.model, rank=4).result()
+        in_the_way = tmp_path / "checkpoints" / model.model_id.replace(":", "%3A") / "data"
+        in_the_way.parent.mkdir()
+        in_the_way.touch()
+        with pytest.raises(tinker.RequestFailedError, match="disk full") as failure:
+            model.save_state("step").result()
+        assert failure.value.category is tinker.types.RequestErrorCategory.Server
+        fit(model, batch, 1)
+        in_the_way.unlink()
+        saved = model.save_state("step").result().path
+        client.create_training_client_from_state_with_optimizer(saved).result()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_serving_in_the_foreground_ends_cleanly(how, tiny_model_directory, tmp_path):
     script = (
