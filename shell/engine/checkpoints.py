@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as orbax
 
@@ -283,10 +285,12 @@ class CheckpointStore:
     def _load(self, checkpoint: Checkpoint, part: str, abstract: Tree) -> Tree:
         folder = self._data(checkpoint.path.model_id) / checkpoint.data / part
         try:
-            return orbax.load(folder, abstract)
+            loaded = orbax.load(folder, abstract)
         # As in `save`: there is no common ancestor to what Orbax raises on a torn file.
         except Exception as error:
             raise ServiceError(f"{checkpoint.path} cannot be read: {error}") from error
+        # Orbax ties arrays to their device, for which every program would be compiled once more.
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), loaded)
 
     def _model(self, model_id: str) -> Path:
         return self._root / quote(model_id, safe="")

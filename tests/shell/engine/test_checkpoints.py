@@ -77,6 +77,22 @@ def test_adapter_moments_and_step_count_come_back_bit_for_bit(store, config):
     assert same_bits(store.load_adapter(found), state.adapter)
 
 
+def test_what_was_loaded_runs_the_programs_compiled_before(store, config):
+    state = random_state(config, 11)
+    traces = []
+
+    @jax.jit
+    def program(adapter):
+        traces.append(1)
+        return jax.tree.map(lambda leaf: leaf + 1, adapter)
+
+    program(state.adapter)
+    save(store, state)
+    program(store.load_adapter(store.find(path())))
+    assert len(traces) == 1
+    assert program._cache_size() == 1
+
+
 def test_a_name_is_taken_until_overwriting_is_asked_for(store, config, tmp_path):
     first, second = random_state(config, 1), random_state(config, 2)
     save(store, first)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
@@ -39,4 +40,4 @@ def test_it_speaks_pig_latin_with_the_default_model(tmp_path):
     with embedded_engine(EngineConfig(state_dir=tmp_path)) as endpoint:
         losses, answers = run(endpoint, "HuggingFaceTB/SmolLM2-135M-Instruct", "24", "0.001")
     assert losses[-1] < 0.2 * losses[0]
-    assert answers == [repr(" ick-quay own-bray ox-fay\n")] * 2
+    assert [literal_eval(answer).strip() for answer in answers] == ["ick-quay own-bray ox-fay"] * 2
