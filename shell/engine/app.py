@@ -131,7 +131,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    # Starlette logs the traceback. A client polls again at once and for ever on a 5xx here.
+    # The server logs the traceback. A client polls again at once and for ever on a 5xx here.
     message = f"{type(error).__name__}: {error}"
     if request.url.path.endswith("/retrieve_future"):
         failed = Failed(message=message, category="server")

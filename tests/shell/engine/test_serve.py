@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -101,6 +102,8 @@ def test_serving_in_the_foreground_ends_cleanly(how, tiny_model_directory, tmp_p
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
+    deadline = threading.Timer(120, process.kill)
+    deadline.start()
     try:
         line = process.stdout.readline()
         while "Serving" not in line:
@@ -116,5 +119,6 @@ def test_serving_in_the_foreground_ends_cleanly(how, tiny_model_directory, tmp_p
         assert out.endswith("Stopped.\n")
         assert "Traceback" not in err
     finally:
+        deadline.cancel()
         process.kill()
         process.communicate()
