@@ -55,7 +55,8 @@ supported: LlamaForCausalLM, Qwen3ForCausalLM
     architecture = next(iter(config.get("architectures") or ()), None)
     if architecture not in _QK_NORM:
         raise ModelError(
-            f"architecture {architecture!r} is not supported; supported: {', '.join(sorted(_QK_NORM))}"
+            f"architecture {architecture!r} is not supported; "
+            f"supported: {', '.join(sorted(_QK_NORM))}"
         )
     _refuse_variants(config)
     try:

@@ -5,6 +5,7 @@ gradient is known as soon as its log-probability is, and the gradient of the hea
 while its logits are still there: nothing is stored, and nothing computed twice.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def target_logprobs(
         return None, PromptResult(chosen - normaliser, ids, likeliest - normaliser)
 
     _, result = jax.lax.scan(chunk, None, _chunked((features, targets)))
-    return _joined(result, len(targets))
+    return PromptResult(*_joined(result, len(targets)))
 
 
 def loss_and_gradients(
@@ -132,7 +133,7 @@ def loss_and_gradients(
     logprobs, losses, feature_gradient = _joined(outputs, len(targets))
     hidden_gradient, unembed_gradient = to_hidden(feature_gradient)
     if unembed_gradient is not None:
-        unembed_gradient = LowRank(a=unembed_gradient.a, b=b_gradient.T.astype(unembed.b.dtype))
+        unembed_gradient = dataclasses.replace(unembed_gradient, b=b_gradient.T)
     return HeadResult(logprobs, losses, hidden_gradient, unembed_gradient)
 
 

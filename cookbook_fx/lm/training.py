@@ -1,9 +1,10 @@
 """Training operations on datums: forward, forward_backward, optim_step, and scoring of prompts."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -44,9 +45,9 @@ class PromptScores(NamedTuple):
         topk_logprobs: theirs; nan in the first row.
     """
 
-    logprobs: Float[np.ndarray, " token"]
-    topk_ids: Int[np.ndarray, "token k"] | None
-    topk_logprobs: Float[np.ndarray, "token k"] | None
+    logprobs: Float[np.ndarray, " _"]
+    topk_ids: Int[np.ndarray, "_ _"] | None
+    topk_logprobs: Float[np.ndarray, "_ _"] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,7 @@ def forward(
         DataError: a datum lacks what the loss needs, holds a token id the model does not have,
             or is longer than the model's context.
     """
-    losses, logprobs = _outputs(datums, weights.config, loss)
+    losses, logprobs = _outputs(datums, weights, loss)
     for rows, batch in _batches(datums, loss):
         result = _forward(weights, adapter, batch, loss.settings, loss.name)
         rows.put(logprobs, np.asarray(result[0]))
@@ -156,7 +157,7 @@ def forward_backward(
     Raises:
         DataError: as for `forward`.
     """
-    losses, logprobs = _outputs(datums, weights.config, loss)
+    losses, logprobs = _outputs(datums, weights, loss)
     if gradients is None:
         gradients = jax.tree.map(jnp.zeros_like, adapter)
     for rows, batch in _batches(datums, loss):
@@ -210,7 +211,7 @@ def optim_step(
 def score_prompts(
     weights: LMWeights,
     adapter: LoRA | None,
-    prompts: Sequence[Int[np.ndarray, " token"]],
+    prompts: Sequence[Int[np.ndarray, " _"]],
     *,
     top_k: int = 0,
 ) -> tuple[PromptScores, ...]:
@@ -243,33 +244,43 @@ def score_prompts(
         for flat, values in zip((logprobs, ids, likeliest), result, strict=True):
             rows.put(flat, np.asarray(values))
     ends = np.cumsum([datum.length for datum in datums])[:-1]
-    return tuple(
-        _prompt_scores(*columns, top_k)
-        for columns in zip(*(np.split(x, ends) for x in (logprobs, ids, likeliest)), strict=True)
-    )
+    parts = (np.split(x, ends) for x in (logprobs, ids, likeliest))
+    return tuple(_prompt_scores(p, i, q) for p, i, q in zip(*parts, strict=True))
 
 
-def _prompt_scores(
-    logprobs: np.ndarray, ids: np.ndarray, likeliest: np.ndarray, top_k: int
-) -> PromptScores:
+def _prompt_scores(logprobs: np.ndarray, ids: np.ndarray, likeliest: np.ndarray) -> PromptScores:
     """Moves what each position predicts to the place it is predicted for."""
+    top_k = ids.shape[1]
     logprobs, ids, likeliest = (np.roll(x, 1, axis=0) for x in (logprobs[:, 0], ids, likeliest))
     logprobs[0], ids[0], likeliest[0] = np.nan, 0, np.nan
     return PromptScores(logprobs, ids if top_k else None, likeliest if top_k else None)
 
 
+# Traced, so that a changed threshold compiles nothing.
+_Settings: TypeAlias = Mapping[str, Float[Array, ""] | float]
+
+
+class _Columns(NamedTuple):
+    """All datums of a call end to end; `policy` is sampling log-probabilities and advantages."""
+
+    ids: Int[np.ndarray, " token"]
+    targets: Int[np.ndarray, "token candidate"]
+    weights: Float[np.ndarray, "token candidate"]
+    policy: tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]] | None
+
+
 class _Batch(NamedTuple):
-    """A micro-batch on its way to the device.
+    """A micro-batch on the device.
 
     `order` lists the flat places of `tokens` with those that have something to learn first, so
     that the rest can skip the backward half of the head; the columns after it are in that order.
     """
 
     tokens: Tokens
-    order: Int[np.ndarray, " token"]
-    targets: Int[np.ndarray, "token candidate"]
-    weights: Float[np.ndarray, "token candidate"]
-    policy: tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]] | None
+    order: Int[Array, " token"]
+    targets: Int[Array, "token candidate"]
+    weights: Float[Array, "token candidate"]
+    policy: tuple[Float[Array, " token"], Float[Array, " token"]] | None
 
 
 class _Outputs(NamedTuple):
@@ -281,49 +292,53 @@ class _Outputs(NamedTuple):
 
 def _batches(datums: Sequence[Datum], loss: LossSpec) -> Iterator[tuple[PackedRows, _Batch]]:
     """Packs datums into micro-batches of few shapes."""
-    ids = np.concatenate([datum.tokens for datum in datums]).astype(np.int32)
-    candidates = max(_candidates(datum).shape[1] for datum in datums)
-    targets, weights = np.zeros((2, len(ids), candidates), np.float32)
-    targets = targets.astype(np.int32)
+    columns = _columns(datums, loss)
+    for rows in pack([datum.length for datum in datums]):
+        yield rows, _batch(rows, columns)
+
+
+def _columns(datums: Sequence[Datum], loss: LossSpec) -> _Columns:
+    shape = (sum(d.length for d in datums), max(_candidates(d).shape[1] for d in datums))
+    targets, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     start = 0
     for datum in datums:
-        here = (slice(start, start + datum.length), slice(_candidates(datum).shape[1]))
-        targets[here] = _candidates(datum)
-        weights[here] = 1 if datum.weights is None else datum.weights.reshape(targets[here].shape)
+        candidates = _candidates(datum)
+        here = (slice(start, start + datum.length), slice(candidates.shape[1]))
+        targets[here] = candidates
+        weights[here] = 1 if datum.weights is None else datum.weights.reshape(candidates.shape)
         start += datum.length
     policy = None
     if loss.is_policy_loss:
-        columns = ([d.logprobs for d in datums], [d.advantages for d in datums])
-        policy = tuple(np.concatenate(column).astype(np.float32) for column in columns)
-    for rows in pack([datum.length for datum in datums]):
-        order = _trained_first(rows.take(weights, fill=0.0), rows, policy)
-
-        def column(
-            flat: np.ndarray, rows: PackedRows = rows, order: np.ndarray = order
-        ) -> np.ndarray:
-            values = rows.take(flat, fill=0.0)
-            return values.reshape(-1, *values.shape[2:])[order]
-
-        yield (
-            rows,
-            _Batch(
-                tokens=Tokens(rows.take(ids, fill=0.0), rows.positions, rows.segments),
-                order=order,
-                targets=column(targets),
-                weights=column(weights),
-                policy=None if policy is None else (column(policy[0]), column(policy[1])),
-            ),
-        )
+        policy = _joined(d.logprobs for d in datums), _joined(d.advantages for d in datums)
+    ids = np.concatenate([datum.tokens for datum in datums]).astype(np.int32)
+    return _Columns(ids, targets, weights, policy)
 
 
-def _trained_first(
-    weights: np.ndarray, rows: PackedRows, policy: tuple[np.ndarray, ...] | None
-) -> np.ndarray:
-    learns = (weights != 0).any(axis=-1)
-    if policy is not None:
-        learns &= rows.take(policy[1], fill=0.0) != 0
+def _joined(columns: Iterable[np.ndarray | None]) -> np.ndarray:
+    return np.concatenate([c for c in columns if c is not None]).astype(np.float32)
+
+
+def _batch(rows: PackedRows, columns: _Columns) -> _Batch:
+    learns = (rows.take(columns.weights, fill=0.0) != 0).any(axis=-1)
+    if columns.policy is not None:
+        learns &= rows.take(columns.policy[1], fill=0.0) != 0
     rank = np.where(learns, 0, np.where(rows.real, 1, 2))
-    return np.argsort(rank.reshape(-1), kind="stable").astype(np.int32)
+    order = np.argsort(rank.reshape(-1), kind="stable").astype(np.int32)
+
+    def ordered(flat: np.ndarray) -> Array:
+        values = rows.take(flat, fill=0.0)
+        return jnp.asarray(values.reshape(-1, *values.shape[2:])[order])
+
+    ids, positions, segments = (
+        jnp.asarray(x) for x in (rows.take(columns.ids, fill=0.0), rows.positions, rows.segments)
+    )
+    return _Batch(
+        tokens=Tokens(ids, positions, segments),
+        order=jnp.asarray(order),
+        targets=ordered(columns.targets),
+        weights=ordered(columns.weights),
+        policy=columns.policy and (ordered(columns.policy[0]), ordered(columns.policy[1])),
+    )
 
 
 def _candidates(datum: Datum) -> np.ndarray:
@@ -331,10 +346,10 @@ def _candidates(datum: Datum) -> np.ndarray:
 
 
 def _outputs(
-    datums: Sequence[Datum], config: LMConfig, loss: LossSpec
+    datums: Sequence[Datum], weights: LMWeights, loss: LossSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """Checks the datums and makes room for their losses and logprobs."""
-    _check(datums, config)
+    _check(datums, weights.config)
     for number, datum in enumerate(datums):
         if not loss.is_policy_loss:
             continue
@@ -350,7 +365,8 @@ def _outputs(
                 f"shape {datum.target_tokens.shape}; only cross_entropy takes several"
             )
     shape = (sum(d.length for d in datums), max(_candidates(d).shape[1] for d in datums))
-    return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    dtype = jnp.promote_types(weights.final_norm.dtype, jnp.float32)
+    return np.zeros(shape, dtype), np.zeros(shape, dtype)
 
 
 def _check(datums: Sequence[Datum], config: LMConfig) -> None:
@@ -385,7 +401,7 @@ def _loss_output(datums: Sequence[Datum], losses: np.ndarray, logprobs: np.ndarr
 
 def _token_losses(
     name: str,
-    settings: dict[str, float],
+    settings: _Settings,
     logprobs: Array,
     columns: tuple[Array, tuple[Array, Array] | None],
 ) -> Array:
@@ -417,7 +433,7 @@ def _unembed(adapter: LoRA | None) -> tuple[LowRank | None, float]:
 
 @partial(jax.jit, static_argnames="name")
 def _forward(
-    weights: LMWeights, adapter: LoRA | None, batch: _Batch, settings: dict[str, float], name: str
+    weights: LMWeights, adapter: LoRA | None, batch: _Batch, settings: _Settings, name: str
 ) -> _Outputs:
     hidden = _in_order(hidden_states(weights, adapter, batch.tokens), batch)
     unembed, scale = _unembed(adapter)
@@ -432,10 +448,10 @@ def _forward_backward(
     adapter: LoRA,
     gradients: LoRA,
     batch: _Batch,
-    settings: dict[str, float],
+    settings: _Settings,
     name: str,
 ) -> tuple[LoRA, _Outputs]:
-    trunk = eqx.tree_at(lambda lora: lora.unembed, adapter, None, is_leaf=lambda x: x is None)
+    trunk = dataclasses.replace(adapter, unembed=None)
     hidden, backward = jax.vjp(lambda lora: hidden_states(weights, lora, batch.tokens), trunk)
     result = loss_and_gradients(
         _in_order(hidden, batch),
@@ -447,9 +463,7 @@ def _forward_backward(
         scale=adapter.scale,
     )
     (new,) = backward(_in_rows(result.hidden_gradient, batch))
-    new = eqx.tree_at(
-        lambda lora: lora.unembed, new, result.unembed_gradient, is_leaf=lambda x: x is None
-    )
+    new = dataclasses.replace(new, unembed=result.unembed_gradient)
     outputs = _Outputs(_in_rows(result.logprobs, batch), _in_rows(result.losses, batch))
     return jax.tree.map(jnp.add, gradients, new), outputs
 
@@ -459,7 +473,7 @@ def _score(weights: LMWeights, adapter: LoRA | None, batch: _Batch, top_k: int) 
     hidden = _in_order(hidden_states(weights, adapter, batch.tokens), batch)
     unembed, scale = _unembed(adapter)
     result = target_logprobs(hidden, weights.head, unembed, batch.targets, scale=scale, top_k=top_k)
-    return jax.tree.map(lambda values: _in_rows(values, batch), result)
+    return PromptResult(*(_in_rows(values, batch) for values in result))
 
 
 @jax.jit

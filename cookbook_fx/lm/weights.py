@@ -127,13 +127,14 @@ def weights_from_tensors(
 
 
 def random_tensors(config: LMConfig, *, seed: int = 0) -> Mapping[str, np.ndarray]:
-    """Tensors of a freshly initialised model, by published name: for tests and small experiments."""
+    """Tensors of a freshly initialised model, by published name: for tests and experiments."""
     rng = np.random.default_rng(seed)
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     hidden, mlp = config.hidden_size, config.intermediate_size
     shapes = {
         "embed_tokens": (config.vocab_size, hidden), "lm_head": (config.vocab_size, hidden),
-        "q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query),
+        "q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden),
+        "o_proj": (hidden, query),
         "gate_proj": (mlp, hidden), "up_proj": (mlp, hidden), "down_proj": (hidden, mlp),
         "q_norm": (config.head_dim,), "k_norm": (config.head_dim,),
     }  # fmt: skip

@@ -255,13 +255,18 @@ def token_losses(
         advantages: A; needed by policy losses.
         settings: `LossSpec.settings`; may be traced, so that a change compiles nothing.
 
+    Raises:
+        ConfigurationError: a policy loss without its inputs.
+
     Example:
         >>> p, ones = -jnp.ones((2, 1)), jnp.ones((2, 1))
         >>> token_losses("cross_entropy", p, weights=ones, settings={}).tolist()
         [[1.0], [1.0]]
     """
-    if sampling_logprobs is None or advantages is None:
+    if name == "cross_entropy":
         return cross_entropy(logprobs, weights=weights)
+    if sampling_logprobs is None or advantages is None:
+        raise ConfigurationError(f"loss {name} needs sampling_logprobs and advantages, got None")
     return _POLICY_LOSSES[name](
         logprobs,
         sampling_logprobs=sampling_logprobs[:, None],
