@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment shows where a failure came from.
     """
     command: Command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="cookbook-fx",
         description=_DESCRIPTION,
