@@ -35,6 +35,7 @@ _SCHEME = "tinker://"
 _SEGMENTS: Mapping[str, Segment] = {"weights": "weights", "sampler_weights": "sampler_weights"}
 # One path component that cannot be hidden, relative or contain a separator on any system.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:=+@,~-]{0,149}")
+_LONGEST_SAVE_SECONDS = 86400.0
 _SHORTEST_TTL_SECONDS, _LONGEST_TTL_SECONDS = 3600, 10 * 366 * 86400
 
 
@@ -324,19 +325,34 @@ class CheckpointStore:
         shutil.rmtree(self._data(checkpoint.path.model_id) / checkpoint.data, ignore_errors=True)
 
     def _discard_leftovers(self) -> None:
-        """Removes what a process that died while saving or deleting left behind."""
+        """Removes what a process that died while saving or deleting left behind.
+
+        Another engine on the same root may be saving right now, so only what has been lying about
+        for longer than any save takes is taken for a leftover.
+        """
+        oldest_save = time.time() - _LONGEST_SAVE_SECONDS
         for folder in self._root.glob("*/data"):
             model_id = unquote(folder.parent.name)
+            old = [data for data in folder.iterdir() if _changed_at(data) < oldest_save]
             kept = {
                 checkpoint.data
                 for record in self._model(model_id).glob("*/*.json")
                 if (checkpoint := _decode(record)) is not None
             }
-            for data in folder.iterdir():
+            for data in old:
                 if data.name not in kept:
                     shutil.rmtree(data, ignore_errors=True)
         for partial in self._root.glob("*/*/.*.partial"):
-            partial.unlink(missing_ok=True)
+            if _changed_at(partial) < oldest_save:
+                partial.unlink(missing_ok=True)
+
+
+def _changed_at(path: Path) -> float:
+    """Seconds since 1970; now for what another process has just renamed or removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _record_file(root: Path, path: CheckpointPath) -> Path:

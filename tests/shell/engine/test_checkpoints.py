@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import jax
@@ -203,11 +205,18 @@ def test_what_a_killed_process_left_behind_is_cleared_and_the_rest_kept(store, c
     state = random_state(config, 6)
     save(store, state)
     model = tmp_path / "store" / "s%3Atrain%3A0"
-    (model / "data" / "torn" / "adapter").mkdir(parents=True)
-    (model / "weights" / ".x.partial").write_text("{")
+    abandoned, under_way = model / "data" / "dead", model / "data" / "alive"
+    for folder in (abandoned, under_way):
+        (folder / "adapter").mkdir(parents=True)
+    partial = model / "weights" / ".dead.partial"
+    partial.write_text("{")
+    two_days_ago = time.time() - 2 * 86400
+    for left in (abandoned, partial):
+        os.utime(left, (two_days_ago, two_days_ago))
     again = CheckpointStore(tmp_path / "store", config=config, base_model="tiny")
-    assert not (model / "data" / "torn").exists()
-    assert not (model / "weights" / ".x.partial").exists()
+    assert not abandoned.exists()
+    assert not partial.exists()
+    assert under_way.exists(), "another engine may be saving there"
     assert same_bits(again.load_state(again.find(path())), state)
 
 
