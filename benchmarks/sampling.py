@@ -209,7 +209,7 @@ def _model_directory(model: str | None) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="name or directory; default: the built-in model")
-    parser.add_argument("--sequences", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--sequences", nargs="*", type=int, default=[1, 8, 32])
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cookbook_fx.lm import rope
+from cookbook_fx.lm.attention import attention
 from cookbook_fx.lm.config import LMConfig
 from cookbook_fx.lm.lora import LoRA, LowRank
-from cookbook_fx.lm.transformer import attention, matmul, rms_norm
+from cookbook_fx.lm.transformer import gated, matmul, rms_norm
 from cookbook_fx.lm.weights import LayerWeights, LMWeights
 
 
@@ -78,6 +79,16 @@ def decode_weights(weights: LMWeights, adapter: LoRA | None) -> DecodeWeights:
     Args:
         weights: base model.
         adapter: merged into the copy; None for the base model.
+
+    Example:
+        >>> from cookbook_fx.lm.weights import random_tensors, weights_from_tensors
+        >>> tiny = LMConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_layers=2,
+        ...     num_heads=2, num_kv_heads=1, head_dim=4, rope_theta=1e4, rms_norm_eps=1e-5,
+        ...     max_position_embeddings=64, tie_word_embeddings=True, qk_norm=False)
+        >>> model = decode_weights(
+        ...     weights_from_tensors(tiny, random_tensors(tiny).__getitem__), None)
+        >>> [layer.qkv.shape for layer in model.layers], model.head is model.embedding
+        ([(8, 16), (8, 16)], True)
     """
     unembed = None if adapter is None else adapter.unembed
     scale = 1.0 if adapter is None else adapter.scale
@@ -106,16 +117,15 @@ def _merged_layer(
         changes = [pair.a[index] @ pair.b[index] for pair in present]
         return (matrix + adapter.scale * jnp.concatenate(changes, axis=-1)).astype(matrix.dtype)
 
-    lora = adapter
     return DecodeLayer(
         attention_norm=base.attention_norm,
-        qkv=merged(base.qkv, *((lora.query, lora.key, lora.value) if lora else ())),
-        output=merged(base.output, *((lora.output,) if lora else ())),
+        qkv=merged(base.qkv, *((adapter.query, adapter.key, adapter.value) if adapter else ())),
+        output=merged(base.output, *((adapter.output,) if adapter else ())),
         query_norm=base.query_norm,
         key_norm=base.key_norm,
         mlp_norm=base.mlp_norm,
-        gate_up=merged(base.gate_up, *((lora.gate, lora.up) if lora else ())),
-        down=merged(base.down, *((lora.down,) if lora else ())),
+        gate_up=merged(base.gate_up, *((adapter.gate, adapter.up) if adapter else ())),
+        down=merged(base.down, *((adapter.down,) if adapter else ())),
     )
 
 
@@ -261,8 +271,7 @@ def _attended_and_mixed(config: LMConfig, layer: DecodeLayer, x: Array, attended
     """The rest of a layer after attention: output projection and gated MLP, each added to x."""
     x = x + matmul(attended, layer.output)
     gate_up = matmul(rms_norm(x, layer.mlp_norm, eps=config.rms_norm_eps), layer.gate_up)
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    return x + matmul(jax.nn.silu(gate) * up, layer.down)
+    return x + matmul(gated(gate_up), layer.down)
 
 
 def _attend_one(query: Array, keys: Array, values: Array, unseen: Array) -> Array:

@@ -177,7 +177,15 @@ def admit(
 def split_to_fit(
     requests: Sequence[RowRequest], rows: int
 ) -> tuple[tuple[RowRequest, ...], tuple[RowRequest, ...]]:
-    """Parts a queue into what `rows` free rows can take now, in order, and what has to wait."""
+    """Parts a queue into what `rows` free rows can take now, in order, and what has to wait.
+
+    Example:
+        >>> params = SamplingParams(max_tokens=5, seed=0)
+        >>> group = RowRequest(id="a", prompt=np.array([1]), params=params, num_samples=6)
+        >>> (now,), (later,) = split_to_fit([group], 4)
+        >>> (now.num_samples, later.first_sample, later.num_samples)
+        (4, 4, 2)
+    """
     now: list[RowRequest] = []
     for index, request in enumerate(requests):
         if request.num_samples > rows:
