@@ -4,10 +4,13 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _INTERRUPTED = 130
+# A supervisor may signal a process and then its whole group: one wish, told twice.
+_SAME_WISH_SECONDS = 1.0
 
 
 @contextmanager
@@ -19,13 +22,18 @@ def stop_on_signal(*, message: str) -> Iterator[asyncio.Event]:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    asked_at = 0.0
 
     def handle() -> None:
+        nonlocal asked_at
         if stop.is_set():
+            if time.monotonic() - asked_at < _SAME_WISH_SECONDS:
+                return
             # Intentional: no clean-up. What is on disk is whole at any instant, and a person who
             # asks twice is not to wait for anything.
             os._exit(_INTERRUPTED)
         stop.set()
+        asked_at = time.monotonic()
         sys.stderr.write(f"\n{message}\n")
 
     signals = (signal.SIGINT, signal.SIGTERM)

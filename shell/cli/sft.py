@@ -55,7 +55,7 @@ class SFT:
     base_url: BaseURL = None
     run_dir: Path = Path("runs/sft")
     seed: int = 0
-    question: str = "How do I keep bread fresh for longer?"
+    question: str = "What is the capital of France?"
 
     def run(self) -> int:
         """Fetches, trains, reports; 0 when finished, 130 when interrupted."""

@@ -32,15 +32,15 @@ def on(endpoint, talk, **changes):
 
 
 def test_training_learns_saves_restores_and_samples(tiny_engine, tiny_model_directory):
-    batch = [datum(1, 60, 61, 62, 2), datum(1, 70, 71, 2)]
+    batch = [datum(1, 60, 61, 62, 2), datum(5, 70, 71, 2)]
     name = str(tiny_model_directory)
 
     async def talk(service):
-        trainer = await service.create(NewLoRA(base_model=name, rank=4, seed=1))
+        trainer = await service.create(NewLoRA(base_model=name, rank=8, seed=1))
         untrained = await trainer.forward(batch)
-        for _ in range(40):
+        for _ in range(60):
             trainer.forward_backward(batch)
-            step = trainer.optim_step(AdamParams(learning_rate=0.02))
+            step = trainer.optim_step(AdamParams(learning_rate=0.01))
         trained = trainer.forward(batch)
         state, sampler_path = trainer.save_state("a"), trainer.save_for_sampling("b")
         assert "grad_norm" in (await step).metrics
