@@ -22,23 +22,23 @@ def stop_on_signal(*, message: str) -> Iterator[asyncio.Event]:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    asked_at = 0.0
+    first: tuple[int, float] | None = None
 
-    def handle() -> None:
-        nonlocal asked_at
-        if stop.is_set():
-            if time.monotonic() - asked_at < _SAME_WISH_SECONDS:
+    def handle(number: int) -> None:
+        nonlocal first
+        if first is not None:
+            if number == first[0] and time.monotonic() - first[1] < _SAME_WISH_SECONDS:
                 return
             # Intentional: no clean-up. What is on disk is whole at any instant, and a person who
             # asks twice is not to wait for anything.
             os._exit(_INTERRUPTED)
+        first = number, time.monotonic()
         stop.set()
-        asked_at = time.monotonic()
         sys.stderr.write(f"\n{message}\n")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
-        loop.add_signal_handler(number, handle)
+        loop.add_signal_handler(number, handle, number)
     try:
         yield stop
     finally:
