@@ -42,6 +42,8 @@ class Timing(NamedTuple):
 
 def main() -> None:
     arguments = _arguments()
+    # Without the repository's root, `python benchmarks/training.py` finds no library.
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     if any(os.environ.get(key) != value for key, value in _PROCESS_SETTINGS.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_PROCESS_SETTINGS})
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
