@@ -1,10 +1,12 @@
 """A LoRA training step here and in transformers + peft on torch, side by side.
 
-    python benchmarks/training.py [--shapes 8x128 4x512 conversations] [--cores 2] [--repeats 5]
+    python benchmarks/training.py [--shapes 8x128 4x512 conversations instructions]
+        [--cores 2] [--repeats 5]
 
 Both sides train the same adapter (rank 32 on the seven projections of every layer, AdamW) of the
 same float32 model on the same tokens in one process with the same settings, taking turns. The
-conversations are batched as each side's user would: padded to the longest there, packed here.
+conversations (the library's own, and instruction rows from a published package) are batched as
+each side's user would: padded to the longest there, packed here.
 Tokens per second count real tokens only. Needs the extra `peers`.
 """
 
@@ -179,25 +181,40 @@ def _ceiling(multiply: Callable[[], object]) -> float:
 
 
 def _batches(shape: str, directory: Path) -> list[list[Example]]:
-    if shape == "conversations":
-        return _conversation_batches(directory)
+    if shape in _CONVERSATIONS:
+        return _conversation_batches(directory, _CONVERSATIONS[shape]())
     rows, width = (int(part) for part in shape.split("x"))
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 10_000, (rows, width + 1)).astype(np.int32)
     return [[Example(row[:-1], row[1:], np.ones(width, np.float32)) for row in ids]]
 
 
-def _conversation_batches(
-    directory: Path, *, size: int = 16, count: int = 4
-) -> list[list[Example]]:
-    """Consecutive conversations of the starter set, in the model's own chat template."""
+def _starter() -> list[list[dict[str, str]]]:
+    """The conversations that come with the library."""
     import json
 
+    path = Path(__file__).parent.parent / "shell" / "recipes" / "starter" / "train.jsonl"
+    return [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+
+
+def _instructions() -> list[list[dict[str, str]]]:
+    """Instruction rows that nobody of this project wrote."""
+    from cookbook_fx.chat import message_to_dict
+    from tests.support_data import llamafactory_conversations
+
+    return [[message_to_dict(m) for m in chat] for chat in llamafactory_conversations()]
+
+
+_CONVERSATIONS = {"conversations": _starter, "instructions": _instructions}
+
+
+def _conversation_batches(
+    directory: Path, rows: list[list[dict[str, str]]], *, size: int = 16, count: int = 4
+) -> list[list[Example]]:
+    """Consecutive conversations in the model's own chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    path = Path(__file__).parent.parent / "shell" / "recipes" / "starter" / "train.jsonl"
-    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
     examples = [_conversation(tokenizer, messages) for messages in rows[: size * count]]
     return [examples[i : i + size] for i in range(0, len(examples), size)]
 
@@ -224,7 +241,7 @@ def _model_directory(model: str | None) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="name or directory; default: the built-in model")
-    parser.add_argument("--shapes", nargs="+", default=["8x128", "4x512", "conversations"])
+    parser.add_argument("--shapes", nargs="+", default=["8x128", "4x512", *_CONVERSATIONS])
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()

@@ -14,18 +14,19 @@ class Models:
     def run(self) -> int:
         """Prints a table."""
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
         from shell.hub import known_models
 
-        table = Table("model", "on this machine", "size", "usable", "source")
+        # A name is there to be copied: it may take two lines, but is never cut short.
+        table = Table(Column("model", overflow="fold"), "here", "size", "usable", "source")
         for model in known_models():
             table.add_row(
                 model.name,
-                str(model.directory) if model.cached else "no, fetched when used",
+                "yes" if model.cached else "fetched when used",
                 f"{model.size_bytes / 1e6:.0f} MB",
                 "yes" if model.usable else f"no: {model.problem}",
                 model.source,
             )
-        Console(highlight=False).print(table)
+        Console(highlight=False, markup=False).print(table)
         return 0
