@@ -21,7 +21,14 @@ from cookbook_fx.errors import ConfigurationError, ServiceError
 from shell.engine.app import make_app
 from shell.engine.checkpoints import CheckpointStore
 from shell.engine.service import BaseModel, EngineLimits, Service
-from shell.hub import DEFAULT_MODEL, home, load_tokenizer, load_weights, resolve_model
+from shell.hub import (
+    DEFAULT_MODEL,
+    canonical_name,
+    home,
+    load_tokenizer,
+    load_weights,
+    resolve_model,
+)
 from shell.hub.models import BUILT_IN_MODELS
 
 log = logging.getLogger(__name__)
@@ -155,7 +162,9 @@ def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], S
         end_tokens=() if end is None else (end,),
     )
     store = CheckpointStore(
-        config.state_dir / "checkpoints", config=weights.config, base_model=source.name
+        config.state_dir / "checkpoints",
+        config=weights.config,
+        base_model=canonical_name(source.name),
     )
     return lambda: Service(base, store, config.limits)
 

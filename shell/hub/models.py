@@ -73,7 +73,14 @@ def say_on_standard_error(sentence: str) -> None:
 
 
 def canonical_name(name: str) -> str:
-    """A built-in model's short name for its hub id in any case; other names unchanged."""
+    """A model's name that means the same tomorrow and from any folder.
+
+    The full path of what is on this disk, a built-in model's short name for its hub id in any
+    case; other names unchanged.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.suffix.lower() == ".gguf" and path.exists()):
+        return str(path.resolve())
     built_in = _built_in(name)
     return name if built_in is None else built_in.name
 

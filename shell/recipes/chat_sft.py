@@ -141,7 +141,7 @@ def run_description(
     """
     files = data_files(choice)
     named = {name: value for name, value in asdict(choice).items() if name not in _FILE_FIELDS}
-    model = replace(config.model, model=_lasting_name(config.model.model))
+    model = replace(config.model, model=canonical_name(config.model.model))
     return {
         "recipe": "chat_sft",
         "engine": base_url or "embedded",
@@ -190,12 +190,6 @@ def _split(
         tuple(conversation for index, conversation in numbered if index not in held_out),
         tuple(conversation for index, conversation in numbered if index in held_out),
     )
-
-
-def _lasting_name(model: str) -> str:
-    """A model's name that means the same from any folder."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else canonical_name(model)
 
 
 def _digest(path: Path) -> str:

@@ -50,8 +50,12 @@ def test_each_engine_has_its_own_port_and_key_which_no_repr_shows(tiny_model_dir
         httpx.get(f"{first.base_url}/api/v1/healthz")
 
 
-def test_checkpoints_outlive_the_engine(tiny_model_directory, tmp_path, batch, logprobs, fit):
+def test_checkpoints_outlive_the_engine_and_the_folder_it_ran_in(
+    tiny_model_directory, tmp_path, batch, logprobs, fit, monkeypatch
+):
     config = EngineConfig(model=str(tiny_model_directory), state_dir=tmp_path)
+    monkeypatch.chdir(tiny_model_directory.parent)
+    same = EngineConfig(model=f"./{tiny_model_directory.name}", state_dir=tmp_path)
 
     def connect(endpoint):
         return tinker.ServiceClient(base_url=endpoint.base_url, api_key=endpoint.api_key)
@@ -61,7 +65,7 @@ def test_checkpoints_outlive_the_engine(tiny_model_directory, tmp_path, batch, l
         fit(model, batch, 2)
         saved = model.save_state("kept").result().path
         expected = logprobs(model, batch)
-    with embedded_engine(config) as endpoint, connect(endpoint) as client:
+    with embedded_engine(same) as endpoint, connect(endpoint) as client:
         model = client.create_training_client_from_state_with_optimizer(saved).result()
         assert (logprobs(model, batch) == expected).all()
 

@@ -102,6 +102,15 @@ def test_a_built_in_model_has_one_name():
     assert canonical_name(HUB_ID) == HUB_ID
 
 
+def test_a_model_on_this_disk_has_one_name_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "mine.gguf"):
+        assert canonical_name(f"./{name}") == str((tmp_path / name).resolve())
+    assert canonical_name("not-there") == "not-there"
+
+
 # ---- the hub
 
 
