@@ -327,12 +327,25 @@ def _datum(message: pb.Datum, index: int) -> Datum:
         return Datum(
             tokens=_model_input(message.model_input),
             **{
-                name: _tensor(tensor).astype(_COLUMNS[name], copy=False)
+                name: _column(name, _tensor(tensor))
                 for name, tensor in message.loss_fn_inputs.items()
             },
         )
     except DataError as error:
         raise DataError(f"datum {index}: {error}") from None
+
+
+def _column(name: str, values: np.ndarray) -> np.ndarray:
+    wanted = _COLUMNS[name]
+    if wanted is np.int32:
+        # A cast would make other tokens of these without a word.
+        if values.dtype == np.float32:
+            raise DataError(f"{name} must be integers, got float32")
+        if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+            raise DataError(
+                f"{name} holds {values.min()} to {values.max()}, which are no token ids"
+            )
+    return values.astype(wanted, copy=False)
 
 
 def _model_input(chunks: Sequence[pb.Chunk]) -> np.ndarray:
@@ -360,7 +373,7 @@ def _tensor(message: pb.Tensor) -> np.ndarray:
     if message.HasField("sparse_csr"):
         return _dense(message.sparse_csr, dtype, shape)
     data = _numbers(message.dense, dtype)
-    if shape and math.prod(shape) != data.size:
+    if shape and (min(shape) < 0 or math.prod(shape) != data.size):
         raise DataError(f"a tensor of {data.size} elements cannot have shape {shape}")
     return data.reshape(shape) if shape else data
 
@@ -462,8 +475,8 @@ def _prompt(chunks: list[Any]) -> np.ndarray:
         if kind != "encoded_text":
             raise DataError(f"only encoded_text chunks are supported, got {kind}")
         tokens = given.items("tokens")
-        if not all(type(token) is int for token in tokens):
-            raise DataError("prompt tokens must be integers")
+        if not all(type(token) is int and abs(token) < 2**31 for token in tokens):
+            raise DataError("prompt tokens must be integers of at most 32 bits")
         parts.append(tokens)
     prompt = np.array(list(itertools.chain.from_iterable(parts)), np.int64)
     if prompt.size == 0:

@@ -62,6 +62,15 @@ def test_sparse_columns_become_dense_with_token_zero_unlisted():
             "cannot have shape",
         ),
         (
+            request(
+                [1, 2, 3],
+                target_tokens=pb.Tensor(dense=bytes(24), dtype=pb.DTYPE_INT64, shape=[-1, -3]),
+            ),
+            "cannot have shape",
+        ),
+        (request([1], target_tokens=tensor(np.array([2**32 + 5]))), "no token ids"),
+        (request([1], target_tokens=tensor(np.array([5.7], np.float32))), "integers"),
+        (
             request([1], target_tokens=pb.Tensor(dense=b"", dtype=pb.DTYPE_BFLOAT16)),
             "supported: float32",
         ),
@@ -139,6 +148,7 @@ def test_every_form_of_stop(stop, strings, tokens):
         ({"prompt": {"chunks": []}}, "at least one token"),
         ({"prompt": {"chunks": [{"type": "image", "data": ""}]}}, "image"),
         ({"prompt": {"chunks": [{"tokens": ["a"]}]}}, "integers"),
+        ({"prompt": {"chunks": [{"tokens": [10**30]}]}}, "integers"),
         ({"sampling_params": {"stop": [1, "a"]}}, "stop must be"),
         ({"topk_sample_logprobs": 3}, "topk_sample_logprobs"),
         ({"record_stability_info": True}, "record_stability_info"),
