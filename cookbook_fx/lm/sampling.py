@@ -96,7 +96,8 @@ def draw_rules(params: list[SamplingParams], samples: list[int]) -> DrawRules:
     return DrawRules(
         key=jnp.asarray(np.stack(keys)),
         temperature=jnp.asarray([each.temperature for each in params], jnp.float32),
-        top_k=jnp.asarray([each.top_k for each in params], jnp.int32),
+        # More than any vocabulary has is no limit, however large the number.
+        top_k=jnp.asarray([min(each.top_k, 2**31 - 1) for each in params], jnp.int32),
         top_p=jnp.asarray([each.top_p for each in params], jnp.float32),
     )
 
