@@ -21,7 +21,7 @@ from shell.engine.checkpoints import Checkpoint, CheckpointPath, NoSuchCheckpoin
 from shell.engine.futures import Done, Failed
 from shell.engine.requests import Submission
 from shell.engine.service import Busy, Service
-from shell.engine.sessions import Finished, ModelEntry, Unknown
+from shell.engine.sessions import Finished, Unknown
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Service, Request], Awaitable[Response]]
@@ -338,15 +338,13 @@ async def _list_training_runs(service: Service, request: Request) -> Response:
 async def _get_training_run(service: Service, request: Request) -> Response:
     model_id = request.path_params["model_id"]
     checkpoints = await asyncio.to_thread(service.store.list, model_id)
-    if not checkpoints and not service.sessions.has_model(model_id):
+    if not checkpoints and service.sessions.find_model(model_id) is None:
         raise Unknown(f"there is no training run {model_id}")
     return _json(_training_run(service, model_id, list(checkpoints)))
 
 
 def _training_run(service: Service, model_id: str, checkpoints: list[Checkpoint]) -> Any:
-    model: ModelEntry | None = None
-    if service.sessions.has_model(model_id):
-        model = service.sessions.model(model_id)
+    model = service.sessions.find_model(model_id)
     lora = model.lora if model is not None else checkpoints[-1].lora
     saved = {c.path.segment: _checkpoint(c) for c in checkpoints}
     last_request = checkpoints[-1].saved_at if model is None else model.last_request_at

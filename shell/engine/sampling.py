@@ -21,6 +21,7 @@ from cookbook_fx.lm import (
     DecodeWeights,
     Generation,
     LMWeights,
+    LoRA,
     PromptScores,
     RowId,
     RowRequest,
@@ -77,8 +78,9 @@ class _Job:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Batch:
-    """What is decoded together."""
+    """What is decoded together: weights with the adapter merged, and the adapter to score with."""
 
+    adapter: LoRA | None
     weights: DecodeWeights
     generation: Generation
 
@@ -123,12 +125,20 @@ class SamplingPool:
 
     def advance(self) -> bool:
         """Decodes one chunk of one batch; whether there is more to do."""
-        self._fill()
-        for key, batch in self._batches.items():
-            if batch.generation.row_ids:
-                self._batches.move_to_end(key)
-                self._advance(batch)
-                break
+        try:
+            self._fill()
+            for key, batch in self._batches.items():
+                if batch.generation.row_ids:
+                    self._batches.move_to_end(key)
+                    self._advance(batch)
+                    break
+        # What gets here is a bug of ours. It must not end the compute thread: training goes on,
+        # and whoever waits for a sample must hear of it.
+        except Exception as error:
+            log.exception("sampling failed unexpectedly; all that was under way is given up")
+            self._batches.clear()
+            for job_id in list(self._jobs):
+                self._fail(job_id, error)
         return bool(self._jobs)
 
     def _rows(self, work: SampleWork) -> RowRequest:
@@ -202,23 +212,24 @@ class SamplingPool:
                 if oldest is None:
                     return None
                 del self._batches[oldest]
-            merged = decode_weights(self._base, weights.adapter)
+            adapter = weights.load()
+            merged = decode_weights(self._base, adapter)
             rows = _ROWS_AT_ONCE.get(jax.default_backend(), _ROWS_AT_ONCE_ON_ACCELERATORS)
             self._batches[weights.key] = _Batch(
-                weights=merged, generation=begin(merged, max_rows=rows)
+                adapter=adapter, weights=merged, generation=begin(merged, max_rows=rows)
             )
         return self._batches[weights.key]
 
     def _enter(self, batch: _Batch, requests: Sequence[RowRequest]) -> None:
         try:
-            self._score(requests)
+            self._score(requests, batch.adapter)
             batch.generation = admit(batch.weights, batch.generation, requests)
         # Whatever it is belongs to those who wait for these requests.
         except Exception as error:
             for rows in requests:
                 self._fail(rows.id, error)
 
-    def _score(self, requests: Sequence[RowRequest]) -> None:
+    def _score(self, requests: Sequence[RowRequest], adapter: LoRA | None) -> None:
         """Scores the prompts of requests that want it, those of equal kind together."""
         by_kind: dict[int, list[RowRequest]] = {}
         for rows in requests:
@@ -226,7 +237,6 @@ class SamplingPool:
             if rows.first_sample == 0 and (asked.prompt_logprobs or asked.topk_prompt_logprobs):
                 by_kind.setdefault(asked.topk_prompt_logprobs, []).append(rows)
         for top_k, group in by_kind.items():
-            adapter = self._jobs[group[0].id].work.weights.adapter
             scores = score_prompts(
                 self._base, adapter, [rows.prompt for rows in group], top_k=top_k
             )

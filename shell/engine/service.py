@@ -180,7 +180,7 @@ class Service:
         session = self.sessions.session(request.session_id)
         model_id = f"{session.session_id}:train:{request.model_seq_id}"
         request_id = f"{model_id}:create"
-        if self.sessions.has_model(model_id):
+        if self.sessions.find_model(model_id) is not None:
             return request_id, model_id
         model = ModelEntry(
             model_id=model_id,
@@ -278,7 +278,12 @@ class Service:
             )
         session = self.sessions.session(model.session_id)
         sampler_id = f"{session.session_id}:sample:{operation.sampling_session_seq_id}"
-        weights = SamplerWeights(key=f"{model.model_id}@{seq_id}", adapter=snapshot.adapter)
+        if self.sessions.has_sampler(sampler_id):
+            raise DataError(
+                f"sampling session {sampler_id} exists already; give the snapshot a "
+                "sampling_session_seq_id of its own"
+            )
+        weights = SamplerWeights(key=f"{model.model_id}@{seq_id}", load=lambda: snapshot.adapter)
         if operation.follow:
             for follower in self.sessions.samplers():
                 if follower.follows == model.model_id:
@@ -290,6 +295,7 @@ class Service:
                 weights=weights,
                 base_model=model.base_model,
                 model_path=None,
+                is_unnamed=True,
                 follows=model.model_id if operation.follow else None,
             )
         )
@@ -300,9 +306,7 @@ class Service:
         unnamed = [
             sampler
             for sampler in self.sessions.samplers()
-            if sampler.session_id == session.session_id
-            and sampler.model_path is None
-            and sampler.weights.adapter is not None
+            if sampler.session_id == session.session_id and sampler.is_unnamed
         ]
         unnamed.sort(key=lambda sampler: sampler.last_used)
         for sampler in unnamed[: max(0, len(unnamed) - self.limits.unnamed_samplers)]:
@@ -319,10 +323,11 @@ class Service:
         if request.model_path is not None:
             weights = await asyncio.to_thread(self._read_sampler_weights, request.model_path)
         elif request.base_model is not None:
-            weights = SamplerWeights(key="base", adapter=None)
+            weights = SamplerWeights(key="base", load=lambda: None)
         else:
             raise ConfigurationError("a sampling session needs base_model or model_path")
-        # Reading took a while: a retried request may have been answered meanwhile.
+        # Reading took a while: the session may have ended, or a retried request been answered.
+        session = self.sessions.session(request.session_id)
         if not self.sessions.has_sampler(sampler_id):
             self.sessions.add_sampler(
                 Sampler(
@@ -337,7 +342,11 @@ class Service:
 
     def _read_sampler_weights(self, path: str) -> SamplerWeights:
         checkpoint = self.store.find(parse_path(path))
-        return SamplerWeights(key=checkpoint.data, adapter=self.store.load_adapter(checkpoint))
+        # Read once now, so that whoever opens the sampler hears of a checkpoint that is damaged.
+        self.store.load_adapter(checkpoint)
+        return SamplerWeights(
+            key=checkpoint.data, load=partial(self.store.load_adapter, checkpoint)
+        )
 
     def sample(self, request: Sample) -> tuple[str, tuple[str, ...]]:
         """Request id, and an id for each sample to come; the same ones when asked again.
@@ -347,15 +356,15 @@ class Service:
         """
         sampler = self.sessions.sampler(request.sampling_session_id)
         request_id = f"{sampler.sampler_id}:{request.seq_id}"
-        sequence_ids = tuple(f"{request_id}:{index}" for index in range(request.num_samples))
-        if self.futures.known(request_id):
-            return request_id, sequence_ids
         wanted = request.num_samples
         if wanted > self.limits.max_queued_samples:
             raise ConfigurationError(
                 f"num_samples must be at most {self.limits.max_queued_samples}, got {wanted}; "
                 "split the request"
             )
+        sequence_ids = tuple(f"{request_id}:{index}" for index in range(wanted))
+        if self.futures.known(request_id):
+            return request_id, sequence_ids
         if self._queued_samples + wanted > self.limits.max_queued_samples:
             raise Busy(
                 f"{self._queued_samples} samples are waiting already and at most "

@@ -1,7 +1,7 @@
 """Who uses the engine, and which models and samplers are theirs. Event loop only."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cookbook_fx.errors import ServiceError
@@ -20,10 +20,16 @@ class Finished(ServiceError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SamplerWeights:
-    """Weights to sample from; equal keys mean equal weights. No adapter: the base model."""
+    """Weights to sample from; equal keys mean equal weights.
+
+    Args:
+        key: names them.
+        load: gives the adapter, None for the base model. What is on disk is read when it is to be
+            sampled from: a client may open a sampler for every checkpoint of a long run.
+    """
 
     key: str
-    adapter: LoRA | None
+    load: Callable[[], LoRA | None]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -35,6 +41,8 @@ class Sampler:
     base_model: str
     weights: SamplerWeights
     model_path: str | None
+    # Whether it is an unnamed snapshot, which is nowhere but in memory.
+    is_unnamed: bool = False
     # The model whose later in-flight snapshots this sampler takes over.
     follows: str | None = None
     last_used: float = field(default_factory=time.monotonic)
@@ -137,8 +145,9 @@ class Sessions:
         model.last_request_at = time.time()
         return model
 
-    def has_model(self, model_id: str) -> bool:
-        return model_id in self._models
+    def find_model(self, model_id: str) -> ModelEntry | None:
+        """A model of a live session, if there is one; no sign of life, whoever looks."""
+        return self._models.get(model_id)
 
     def sampler(self, sampler_id: str) -> Sampler:
         """A sampler of a live session; counts as a sign of life.

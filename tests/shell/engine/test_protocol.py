@@ -1,13 +1,19 @@
 """What the SDK never does, or not on purpose: by plain HTTP."""
 
+import asyncio
 import threading
 import time
 
 import httpx
 import pytest
 
+from cookbook_fx.lm import LoRAConfig, init_lora
+from shell.engine.checkpoints import CheckpointPath, CheckpointStore
+from shell.engine.requests import CreateSamplingSession, CreateSession
 from shell.engine.serve import EngineConfig, embedded_engine
-from shell.engine.service import EngineLimits
+from shell.engine.service import BaseModel, EngineLimits, Service
+from shell.engine.sessions import Finished
+from shell.hub.weights import load_weights, read_config
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 
@@ -131,6 +137,64 @@ def test_a_finished_session_frees_its_models_and_turns_heartbeats_away(raw, raw_
     assert "closed by its client" in refused.json()["detail"]
 
 
+def test_a_sampling_session_number_serves_one_snapshot_and_the_session_ends_well(
+    raw, raw_model, fetch
+):
+    replies = []
+    for seq_id in (1, 2):
+        body = {"model_id": raw_model, "seq_id": seq_id, "sampling_session_seq_id": 7}
+        replies.append(fetch(raw.post("save_weights_for_sampler", json=body).json()).json())
+    session_id = raw_model.split(":")[0]
+    assert replies[0]["sampling_session_id"] == f"{session_id}:sample:7"
+    assert replies[1]["category"] == "user"
+    assert "exists already" in replies[1]["error"]
+    assert raw.post(f"sessions/{session_id}/finish").status_code == 204
+
+
+def test_a_session_that_ends_while_a_checkpoint_is_read_gets_no_sampler(
+    tiny_model_directory, tmp_path
+):
+    config = read_config(tiny_model_directory)
+    lora = LoRAConfig(rank=2)
+    path = CheckpointPath(model_id="s:train:0", segment="sampler_weights", name="a")
+    store = CheckpointStore(tmp_path, config=config, base_model="tiny")
+    store.save(
+        path,
+        adapter=init_lora(config, lora),
+        optimizer=None,
+        lora=lora,
+        ttl_seconds=None,
+        user_metadata=None,
+        overwrite=False,
+    )
+    base = BaseModel(
+        names=("tiny",),
+        tokenizer_name="tiny",
+        directory=tiny_model_directory,
+        weights=load_weights(tiny_model_directory),
+        decode=str,
+        end_tokens=(),
+    )
+
+    async def end_while_reading():
+        service = Service(base, store, EngineLimits())
+        session_id = service.create_session(CreateSession(user_metadata=None, display_name=None))
+        asked = CreateSamplingSession(
+            session_id=session_id, sampling_session_seq_id=0, base_model=None, model_path=str(path)
+        )
+        opening = asyncio.create_task(service.create_sampling_session(asked))
+        await asyncio.sleep(0)
+        service.finish_session(session_id, "was closed")
+        try:
+            with pytest.raises(Finished, match="was closed"):
+                await opening
+            assert service.sessions.samplers() == ()
+        finally:
+            await service.stop()
+
+    asyncio.run(end_while_reading())
+
+
 def test_bodies_may_be_empty_and_telemetry_is_taken(raw):
     headers = {"Content-Type": "application/json"}
     assert raw.post("client/config", content=b"", headers=headers).status_code == 200
@@ -229,6 +293,22 @@ def test_too_many_waiting_samples_are_turned_away(impatient, base_model):
     assert second.status_code == 429
     assert "waiting" in second.json()["detail"]
     assert ask(0).json() == first.json()
+
+
+def test_a_number_of_samples_beyond_all_limits_is_refused_at_once(raw, base_model):
+    session_id = raw.post("create_session", json={}).json()["session_id"]
+    body = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": base_model}
+    sampler = raw.post("create_sampling_session", json=body).json()["sampling_session_id"]
+    body = {
+        "sampling_session_id": sampler,
+        "seq_id": 0,
+        "num_samples": 10**15,
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [5, 6]}]},
+        "sampling_params": {},
+    }
+    refused = raw.post("asample", json=body)
+    assert refused.status_code == 400
+    assert "at most 4096" in refused.json()["detail"]
 
 
 def test_the_oldest_unnamed_snapshots_make_room(impatient, base_model):

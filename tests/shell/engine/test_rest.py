@@ -50,6 +50,13 @@ def test_a_run_is_found_by_its_id_and_in_the_list(rest, saved, base_model):
     assert by_path.training_run_id == model.model_id
 
 
+def test_looking_at_a_run_is_no_request_of_its_own(raw, raw_model):
+    def last_request():
+        return raw.get(f"training_runs/{raw_model}").json()["last_request_time"]
+
+    assert last_request() == last_request()
+
+
 def test_weights_info_tells_the_shape(rest, saved):
     _, state, _ = saved
     info = rest.get_weights_info_by_tinker_path(state).result()

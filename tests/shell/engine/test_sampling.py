@@ -1,14 +1,70 @@
 """Sampling through the SDK, on a tiny model; and the search for stop strings by itself."""
 
+from concurrent.futures import Future
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tinker
 from hypothesis import given
 
-from shell.engine.sampling import stop_string_end
+from cookbook_fx.lm import (
+    LMConfig,
+    LoRAConfig,
+    init_lora,
+    random_tensors,
+    weights_from_tensors,
+)
+from shell.engine import sampling
+from shell.engine.requests import SamplePrompt
+from shell.engine.sampling import SampleWork, SamplingPool, stop_string_end
+from shell.engine.sessions import SamplerWeights
 
 PROMPT = [5, 9, 14]
+
+
+def random_model():
+    config = LMConfig(
+        vocab_size=23,
+        hidden_size=8,
+        intermediate_size=12,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        rope_theta=1e4,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        qk_norm=False,
+    )
+    return weights_from_tensors(config, random_tensors(config).__getitem__)
+
+
+def work(weights):
+    request = SamplePrompt(
+        prompt=np.array(PROMPT),
+        num_samples=1,
+        max_tokens=3,
+        stop_strings=(),
+        stop_tokens=(),
+        temperature=1.0,
+        top_k=-1,
+        top_p=1.0,
+        seed=None,
+        prompt_logprobs=True,
+        prompt_logprobs_last_n=None,
+        topk_prompt_logprobs=0,
+    )
+    return SampleWork(weights=weights, request=request, seed=0, future=Future())
+
+
+def run(pool, *works):
+    """Samples to the end; the result of the first."""
+    pool.admit(works)
+    while pool.advance():
+        pass
+    return works[0].future.result(timeout=0)
 
 
 @pytest.fixture
@@ -170,6 +226,40 @@ def test_named_weights_are_sampled_as_saved_from_any_client(client, new_model, b
     for path in (named, state):
         sampler = client.create_sampling_client(model_path=path).result()
         assert tokens(ask(sampler, num_samples=3)) == expected
+
+
+def test_a_sampler_of_a_named_checkpoint_holds_no_adapter_of_its_own():
+    weights = random_model()
+    loads = []
+    adapter = init_lora(weights.config, LoRAConfig(rank=2))
+
+    def load():
+        loads.append(1)
+        return adapter
+
+    pool = SamplingPool(weights, str, end_tokens=())
+    named = SamplerWeights(key="named", load=load)
+    run(pool, work(named), work(named))
+    assert len(loads) == 1
+    # Two others take the room for merged weights; then the first is read again.
+    for key in "ab":
+        run(pool, work(SamplerWeights(key=key, load=lambda: None)))
+    run(pool, work(named))
+    assert len(loads) == 2
+
+
+def test_a_bug_in_sampling_fails_what_is_under_way_and_nothing_after(monkeypatch):
+    pool = SamplingPool(random_model(), str, end_tokens=())
+    weights = SamplerWeights(key="base", load=lambda: None)
+    with monkeypatch.context() as broken:
+        broken.setattr(sampling, "split_to_fit", lambda *_: 1 / 0)
+        failing = work(weights)
+        pool.admit([failing])
+        assert not pool.advance()
+        with pytest.raises(ZeroDivisionError):
+            failing.future.result(timeout=0)
+    [[sample], _] = run(pool, work(weights))
+    assert len(sample.tokens) == 3
 
 
 def test_several_samplers_at_once_each_answer_from_their_own_weights(new_model, batch, fit, base):
