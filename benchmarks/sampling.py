@@ -1,6 +1,6 @@
 """Sampling here and with transformers' `generate` on torch, side by side.
 
-    python benchmarks/sampling.py [--sequences 1 8 32] [--cores 2] [--repeats 3]
+    python -m benchmarks.sampling [--sequences 1 8 32] [--cores 2] [--repeats 3]
 
 Both sides draw from the same float32 model at temperature 1, in one process with the same settings,
 taking turns: prompts of 64 tokens, all different, and 128 new tokens each, reading the prompts
@@ -51,7 +51,11 @@ class Ceiling(NamedTuple):
 def main() -> None:
     arguments = _arguments()
     if any(os.environ.get(key) != value for key, value in _PROCESS_SETTINGS.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_PROCESS_SETTINGS})
+        os.execve(
+            sys.executable,
+            [sys.executable, *sys.orig_argv[1:]],
+            {**os.environ, **_PROCESS_SETTINGS},
+        )
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.cores :])
 
     directory = _model_directory(arguments.model)

@@ -1,6 +1,6 @@
 """A LoRA training step here and in transformers + peft on torch, side by side.
 
-    python benchmarks/training.py [--shapes 8x128 4x512 conversations instructions]
+    python -m benchmarks.training [--shapes 8x128 4x512 conversations instructions]
         [--cores 2] [--repeats 5]
 
 Both sides train the same adapter (rank 32 on the seven projections of every layer, AdamW) of the
@@ -44,10 +44,12 @@ class Timing(NamedTuple):
 
 def main() -> None:
     arguments = _arguments()
-    # Without the repository's root, `python benchmarks/training.py` finds no library.
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     if any(os.environ.get(key) != value for key, value in _PROCESS_SETTINGS.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_PROCESS_SETTINGS})
+        os.execve(
+            sys.executable,
+            [sys.executable, *sys.orig_argv[1:]],
+            {**os.environ, **_PROCESS_SETTINGS},
+        )
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
 
     directory = _model_directory(arguments.model)
