@@ -8,6 +8,7 @@ previous checkpoint or the new one, whole.
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,9 +26,10 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as orbax
 
-from cookbook_fx.errors import ConfigurationError, DataError, ServiceError
+from cookbook_fx.errors import ConfigurationError, DataError, ServiceError, StorageError
 from cookbook_fx.lm import LMConfig, LoRA, LoRAConfig, TrainState, init_lora, init_train_state
 
+log = logging.getLogger(__name__)
 Segment = Literal["weights", "sampler_weights"]
 Tree = TypeVar("Tree")
 
@@ -137,13 +139,22 @@ class CheckpointStore:
         root: made if it does not exist.
         config: shape of the base model the adapters are for.
         base_model: its name, recorded with each checkpoint and required to match on loading.
+
+    Raises:
+        StorageError: the root directory cannot be made.
     """
 
     def __init__(self, root: Path, *, config: LMConfig, base_model: str) -> None:
         self._root = root
         self._config = config
         self._base_model = base_model
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the folder {root} for checkpoints cannot be made: {error.strerror}; let "
+                "COOKBOOK_FX_HOME be a folder that is yours to write to"
+            ) from error
         self._discard_leftovers()
 
     def save(
@@ -237,12 +248,15 @@ class CheckpointStore:
 
     def list(self, model_id: str | None = None) -> tuple[Checkpoint, ...]:
         """All checkpoints, or one model's, oldest first."""
+        # No model has another name, and `..` would look outside of the root.
+        if model_id is not None and not _NAME.fullmatch(model_id):
+            return ()
         pattern = "*" if model_id is None else quote(model_id, safe="")
         now = time.time()
         found = [
             checkpoint
             for record in self._root.glob(f"{pattern}/*/*.json")
-            if (checkpoint := _decode(record)) is not None and not _expired(checkpoint, now)
+            if (checkpoint := _readable(record)) is not None and not _expired(checkpoint, now)
         ]
         return tuple(sorted(found, key=lambda checkpoint: checkpoint.saved_at))
 
@@ -272,7 +286,7 @@ class CheckpointStore:
         """Removes checkpoints whose time is over."""
         now = time.time()
         for record in self._root.glob("*/*/*.json"):
-            checkpoint = _decode(record)
+            checkpoint = _readable(record)
             if checkpoint is not None and _expired(checkpoint, now):
                 self.delete(checkpoint.path)
 
@@ -334,11 +348,11 @@ class CheckpointStore:
         for folder in self._root.glob("*/data"):
             model_id = unquote(folder.parent.name)
             old = [data for data in folder.iterdir() if _changed_at(data) < oldest_save]
-            kept = {
-                checkpoint.data
-                for record in self._model(model_id).glob("*/*.json")
-                if (checkpoint := _decode(record)) is not None
-            }
+            records = [_readable(record) for record in self._model(model_id).glob("*/*.json")]
+            if None in records:
+                # Whose arrays a damaged record's are cannot be told.
+                continue
+            kept = {checkpoint.data for checkpoint in records if checkpoint is not None}
             for data in old:
                 if data.name not in kept:
                     shutil.rmtree(data, ignore_errors=True)
@@ -366,15 +380,28 @@ def _expired(checkpoint: Checkpoint, now: float) -> bool:
 def _decode(record: Path) -> Checkpoint | None:
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
+        values["lora"] = LoRAConfig(**values["lora"])
+        path = CheckpointPath(
+            model_id=unquote(record.parent.parent.name),
+            segment=_SEGMENTS[record.parent.name],
+            name=record.name.removesuffix(".json"),
+        )
+        return Checkpoint(path=path, **values)
     except FileNotFoundError:
         return None
-    values["lora"] = LoRAConfig(**values["lora"])
-    path = CheckpointPath(
-        model_id=unquote(record.parent.parent.name),
-        segment=_SEGMENTS[record.parent.name],
-        name=record.name.removesuffix(".json"),
-    )
-    return Checkpoint(path=path, **values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"the checkpoint record {record} is damaged ({error}); restore or remove it"
+        ) from error
+
+
+def _readable(record: Path) -> Checkpoint | None:
+    """As `_decode`, where one damaged record must not stand in the way of the others."""
+    try:
+        return _decode(record)
+    except DataError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _synchronise(folder: Path) -> None:

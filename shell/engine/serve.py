@@ -213,10 +213,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
         # Hundreds of samples are asked for at once, each on a connection of its own.
         listener.listen(4096)
-    except OSError as error:
+    # An OverflowError is a port that is no port at all.
+    except (OSError, OverflowError) as error:
         listener.close()
+        reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another port, or 0 "
+            f"cannot listen on {host} port {port}: {reason}; choose another port, or 0 "
             "for any free one"
         ) from error
     return listener

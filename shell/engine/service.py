@@ -58,6 +58,8 @@ from shell.engine.worker import ComputeWorker
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
+# Those that never come are remembered one by one.
+_FARTHEST_AHEAD = 100_000
 _STOPPING = Failed(message="the engine is stopping", category="server")
 
 
@@ -209,8 +211,19 @@ class Service:
             )
 
     def submit(self, submission: Submission) -> str:
-        """Puts an operation in its place in its model's order; returns its request id."""
+        """Puts an operation in its place in its model's order; returns its request id.
+
+        Raises:
+            Unknown: there is no such model.
+            DataError: its place is farther ahead than a client's operations can be.
+        """
         model = self.sessions.model(submission.model_id)
+        following = model.sequence.next_seq_id
+        if submission.seq_id - following > _FARTHEST_AHEAD:
+            raise DataError(
+                f"operation {submission.seq_id} is too far ahead: operation {following} of model "
+                f"{model.model_id} is the next, and at most {_FARTHEST_AHEAD} may lie between"
+            )
         model.held.setdefault(submission.seq_id, submission.operation)
         self._advance(model, Arrived(seq_id=submission.seq_id, at_seconds=time.monotonic()))
         return _request_id(model, submission.seq_id)

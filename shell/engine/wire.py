@@ -72,13 +72,19 @@ class Fields:
         value = self._read(name, int, "an integer", default)
         if isinstance(value, bool):
             raise Malformed(f"{self._where}: {name} must be an integer, got {value}")
+        if not -(2**63) <= value < 2**63:
+            raise Malformed(f"{self._where}: {name} must be an integer of at most 64 bits")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._read(name, (int, float), "a number", default)
-        if isinstance(value, bool) or not math.isfinite(value):
-            raise Malformed(f"{self._where}: {name} must be a finite number, got {value}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise Malformed(f"{self._where}: {name} must be a finite number, got {number}")
+        return number
 
     def flag(self, name: str, *, default: bool) -> bool:
         return self._read(name, bool, "true or false", default)
@@ -122,9 +128,11 @@ class Fields:
 def fields(body: bytes, *, where: str) -> Fields:
     """A JSON body; an empty one counts as `{}` (clients send a JSON content type without body)."""
     try:
-        return Fields(json.loads(body) if body else {}, where=where)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Malformed(f"{where}: the body is not JSON: {error}") from None
+        values = json.loads(body) if body else {}
+    # Besides text that is not JSON: a number of thousands of digits, and nesting without end.
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{where}: the body is not JSON that can be read: {error}") from None
+    return Fields(values, where=where)
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -314,6 +322,10 @@ _COLUMNS: Mapping[str, type[np.generic]] = {
 }
 
 
+# Of a matrix that arrives sparse: its shape can claim any size in a few bytes.
+_MOST_ELEMENTS = 2**28
+
+
 def _datum(message: pb.Datum, index: int) -> Datum:
     unknown = sorted(set(message.loss_fn_inputs) - set(_COLUMNS))
     if unknown:
@@ -373,6 +385,8 @@ def _tensor(message: pb.Tensor) -> np.ndarray:
     if message.HasField("sparse_csr"):
         return _dense(message.sparse_csr, dtype, shape)
     data = _numbers(message.dense, dtype)
+    if len(shape) > 2:
+        raise DataError(f"a tensor has one or two dimensions, got {len(shape)}")
     if shape and (min(shape) < 0 or math.prod(shape) != data.size):
         raise DataError(f"a tensor of {data.size} elements cannot have shape {shape}")
     return data.reshape(shape) if shape else data
@@ -382,8 +396,14 @@ def _dense(csr: pb.SparseCsr, dtype: type[np.generic], shape: tuple[int, ...]) -
     values = _numbers(csr.values, dtype)
     starts, columns = _numbers(csr.crow_indices, np.int64), _numbers(csr.col_indices, np.int64)
     lengths = np.diff(starts)
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise DataError(
+            f"a sparse tensor of shape {shape} has more than {_MOST_ELEMENTS} elements; leave out "
+            "columns that are not used"
+        )
     fits = (
         len(shape) == 2
+        and min(shape) >= 0
         and len(starts) == shape[0] + 1
         and len(columns) == len(values) == starts[-1]
         and starts[0] == 0
@@ -459,12 +479,24 @@ def _stop(given: Any) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     if given is None:
         return (), None
     if isinstance(given, str):
-        return (given,), None
+        return _stop_strings([given]), None
     if isinstance(given, list) and all(isinstance(item, str) for item in given) and given:
-        return tuple(given), None
+        return _stop_strings(given), None
     if isinstance(given, list) and all(type(item) is int for item in given):
         return (), tuple(given)
     raise DataError("stop must be a string, a list of strings or a list of token ids")
+
+
+def _stop_strings(strings: list[str]) -> tuple[str, ...]:
+    for string in strings:
+        if not string:
+            raise DataError("a stop string must not be empty: every text contains it")
+        # JSON can write half of a surrogate pair; no text contains one.
+        try:
+            string.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"stop string {string!r} is not Unicode text") from None
+    return tuple(strings)
 
 
 def _prompt(chunks: list[Any]) -> np.ndarray:

@@ -283,3 +283,16 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, c
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_a_damaged_record_is_named_and_stands_in_nobodys_way(store, config, tmp_path, caplog):
+    save(store, random_state(config, 1), path("good"))
+    record = tmp_path / "store" / "s%3Atrain%3A0" / "weights" / "torn.json"
+    record.write_text('{"base_model": "ti')
+    assert [checkpoint.path.name for checkpoint in store.list()] == ["good"]
+    store.sweep()
+    assert "torn.json is damaged" in caplog.text
+    with pytest.raises(DataError, match=r"torn\.json is damaged"):
+        store.find(path("torn"))
+    again = CheckpointStore(tmp_path / "store", config=config, base_model="tiny")
+    assert again.find(path("good"))

@@ -1,6 +1,7 @@
 """What the SDK never does, or not on purpose: by plain HTTP."""
 
 import asyncio
+import json
 import threading
 import time
 
@@ -348,3 +349,45 @@ def test_stopping_the_engine_ends_long_polls_at_once(tiny_model_directory, tmp_p
     waiter.join()
     raw.close()
     assert replies[0].status_code == 408
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"seq_id": ' + b"9" * 5000 + b"}", b"[1]", b"{", b"\xff"]
+)
+def test_a_body_that_is_no_json_object_is_refused_whatever_it_is(raw, body):
+    for route in ("create_session", "optim_step", "asample", "retrieve_future"):
+        answer = raw.post(route, content=body)
+        assert answer.status_code == 400
+        assert route in answer.json()["detail"]
+
+
+def test_numbers_of_any_size_are_refused_or_fail_their_request(raw, raw_model, fetch):
+    assert optim_step(raw, raw_model, 10**30).status_code == 400
+    assert "too far ahead" in optim_step(raw, raw_model, 2**31).json()["detail"]
+    step = optim_step(raw, raw_model, 1, adam_params={"learning_rate": 10**400})
+    assert "finite" in fetch(step.json()).json()["error"]
+
+
+@pytest.mark.parametrize("stop", ["", ["\ud800"]])
+def test_a_stop_string_that_no_text_can_end_in_is_refused(raw, raw_model, base_model, stop, fetch):
+    session_id = raw_model.split(":")[0]
+    asked = {"session_id": session_id, "sampling_session_seq_id": 1, "base_model": base_model}
+    sampler = raw.post("create_sampling_session", json=asked).json()["sampling_session_id"]
+    promise = raw.post(
+        "asample",
+        content=json.dumps(
+            {
+                "sampling_session_id": sampler,
+                "seq_id": 1,
+                "prompt": {"chunks": [{"tokens": [5, 6]}]},
+                "sampling_params": {"max_tokens": 2, "stop": stop},
+            }
+        ),
+    )
+    assert "stop string" in fetch(promise.json()).json()["error"]
+
+
+@pytest.mark.parametrize("model_id", ["%2e%2e", "%2e", "*", "x" * 300])
+def test_a_model_id_reaches_no_folder_but_its_own(raw, model_id):
+    assert raw.get(f"training_runs/{model_id}").status_code == 404
+    assert raw.get(f"training_runs/{model_id}/checkpoints").json()["checkpoints"] == []
