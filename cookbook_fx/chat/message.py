@@ -32,7 +32,7 @@ class Message:
         trainable: whether to train on it, for `TrainOnWhat.CUSTOMIZED` alone; None is unsaid.
 
     Raises:
-        DataError: the role is not one of `ROLES`.
+        DataError: the role is not one of `ROLES`, or the content is not Unicode text.
 
     Example:
         >>> Message(role="user", content="Good morning.").role
@@ -46,6 +46,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"a role must be one of {', '.join(ROLES)}; got {self.role!r}")
+        if not _is_unicode(self.content):
+            raise DataError(f"the content is not Unicode text: {_shown(self.content)}")
 
 
 Conversation = tuple[Message, ...]
@@ -101,6 +103,8 @@ def _message_from_dict(message: Any, index: int) -> Message:
         )
     if not isinstance(content, str):
         raise DataError(f"message {index}: `content` must be a string, got {_shown(content)}")
+    if not _is_unicode(content):
+        raise DataError(f"message {index}: `content` is not Unicode text: {_shown(content)}")
     if trainable is not None and not isinstance(trainable, bool):
         raise DataError(
             f"message {index}: `trainable` must be true, false or null, got {_shown(trainable)}"
@@ -111,6 +115,15 @@ def _message_from_dict(message: Any, index: int) -> Message:
                 f"message {index}: `{key}` cannot be rendered; remove it or write it into `content`"
             )
     return Message(role=role, content=content, trainable=trainable)
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON and the command line can bring in half a surrogate pair; no tokenizer reads one.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -42,6 +42,9 @@ def _conversation(line: bytes, *, where: str) -> Conversation:
             f"{where}: not a JSON object on one line ({error.msg} at column {error.colno}); "
             "the line may be torn, or the file may be one JSON list instead of JSONL"
         ) from error
+    # A number of thousands of digits, and nesting without end.
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON that can be read ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON object is wanted, got {type(row).__name__}")
     try:

@@ -28,4 +28,11 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerFast:
         raise ModelError(f"{directory} has no tokenizer.json; only fast tokenizers are supported")
     # Intentional: not AutoTokenizer, which for some class names rebuilds another pre-tokenizer
     # than the file's.
-    return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    # What transformers and tokenizers raise on a damaged file has no common ancestor but this.
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer in {directory} cannot be read ({type(error).__name__}: {error}); "
+            "tokenizer.json or a file beside it is torn: download the model again"
+        ) from error

@@ -35,7 +35,10 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{index} has no weight_map, so the model's shards are unknown")
-        files = tuple(directory / name for name in sorted(set(weight_map.values())))
+        names = list(weight_map.values())
+        if not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{index} is damaged: a shard's name must be text; download it again")
+        files = tuple(directory / name for name in sorted(set(names)))
     else:
         files = (directory / "model.safetensors",)
     for file in files:

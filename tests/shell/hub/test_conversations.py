@@ -51,6 +51,9 @@ def test_harmless_variants(tmp_path, content):
     ("line", "complaint"),
     [
         (b'{"messages": [{"role": "us', "line 3: not a JSON object .* torn"),
+        (b"[" * 100_000, "line 3: not JSON that can be read"),
+        (b"9" * 5000, "line 3: not JSON that can be read"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "line 3: .* Unicode"),
         (b"[", "line 3: not a JSON object .* one JSON list"),
         (b"[]", "line 3: a JSON object is wanted, got list"),
         (b'{"messages": []}', "line 3: .*at least one message"),

@@ -124,3 +124,9 @@ def test_an_index_without_a_map_is_named(directory):
     (directory / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelError, match="no weight_map"):
         load_weights(directory)
+
+
+def test_an_index_whose_shards_have_no_names_is_refused(directory):
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
+    with pytest.raises(ModelError, match="damaged"):
+        load_weights(directory)
