@@ -31,12 +31,12 @@ def translated(doing: str) -> Iterator[None]:
         raise ServiceError(f"{doing} failed: {failure(error)}; {advice}") from error
     except (tinker.AuthenticationError, tinker.PermissionDeniedError) as error:
         raise ServiceError(
-            f"{doing} was refused: the engine does not accept this key ({_body(error)}); set "
+            f"{doing} was refused: the engine does not accept this key ({body(error)}); set "
             "TINKER_API_KEY to the key of the engine at --base-url"
         ) from error
     except tinker.APIStatusError as error:
         raise ServiceError(
-            f"{doing} was refused with HTTP status {error.status_code}: {_body(error)}"
+            f"{doing} was refused with HTTP status {error.status_code}: {body(error)}"
         ) from error
     except tinker.APIConnectionError as error:
         raise ServiceError(
@@ -52,6 +52,7 @@ def failure(error: tinker.RequestFailedError) -> str:
     return error.message.removeprefix("Request failed: ").partition(" for self.request_id=")[0]
 
 
-def _body(error: tinker.APIStatusError) -> str:
-    body = error.body
-    return str(body.get("detail", body)) if isinstance(body, dict) else str(body or error)
+def body(error: tinker.APIStatusError) -> str:
+    """What an HTTP error says, without the SDK's own words around it."""
+    values = error.body
+    return str(values.get("detail", values)) if isinstance(values, dict) else str(values or error)

@@ -1,6 +1,7 @@
 """The way to an engine: found, asked for a model, left in good order."""
 
 import asyncio
+import json
 import os
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ from tinker.lib.base_url import DEFAULT_BASE_URL
 from tinker.types import RequestErrorCategory
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
-from shell.clients.errors import CheckpointNotFound, failure, translated
+from shell.clients.errors import CheckpointNotFound, body, failure, translated
 from shell.clients.sampling import Sampler
 from shell.clients.training import Trainer
 
@@ -108,6 +109,11 @@ class Service:
                 "a sampler is made from a base model or a tinker:// path, one of the two; got "
                 f"base_model={base_model!r}, path={path!r}"
             )
+        if path is not None and not path.startswith("tinker://"):
+            raise ConfigurationError(
+                f"a checkpoint's path begins with tinker://, as `cookbook-fx sft` prints it; "
+                f"got {path!r}"
+            )
         with translated(f"preparing to sample from {name}"), _checkpoint(path):
             client = await _created(
                 lambda: self.sdk.create_sampling_client(model_path=path, base_model=base_model)
@@ -158,7 +164,7 @@ def _checkpoint(path: str | None) -> Iterator[None]:
         is_users = getattr(error, "category", None) in (None, RequestErrorCategory.User)
         if path is None or not is_users:
             raise
-        reason = failure(error) if isinstance(error, tinker.RequestFailedError) else error
+        reason = failure(error) if isinstance(error, tinker.RequestFailedError) else body(error)
         raise CheckpointNotFound(
             f"the engine cannot load {path}: {reason}; check the path and that this is the engine "
             "that saved it"
@@ -200,15 +206,27 @@ def _bypass_proxy_for_loopback(url: str) -> None:
 def _probe(url: str) -> None:
     """One request, so that an engine that is not there is found out in seconds.
 
+    The SDK would try for minutes.
+
     Raises:
-        ServiceError: nothing speaks HTTP at the address.
+        ServiceError: nothing speaks HTTP at the address, or something that is no engine.
     """
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=_PROBE_SECONDS):
-            return
+        with urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=_PROBE_SECONDS) as answer:
+            json.load(answer)
     except urllib.error.HTTPError as error:
-        # Whoever answers is there; whether it is an engine, the SDK will say.
+        # An engine may have reasons for any other status; the SDK tells them.
         error.close()
+        if error.code in (404, 405, 501):
+            raise ServiceError(
+                f"what answers at {url} is no Tinker engine (HTTP status {error.code} for "
+                "/api/v1/healthz); correct --base-url"
+            ) from error
+    except ValueError as error:
+        raise ServiceError(
+            f"what answers at {url} is no Tinker engine (/api/v1/healthz is not JSON); correct "
+            "--base-url"
+        ) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ServiceError(

@@ -43,7 +43,8 @@ def open_run_folder(
     """Opens the folder of the run that `config` describes, for this process alone.
 
     A new folder gets `config.json`, written once. An existing one must hold the same
-    configuration, but for the sections that change nothing about the result.
+    configuration, but for the sections that change nothing about the result. A folder in which
+    no step was done yet belongs to no run: what was started by mistake can be started anew.
 
     Args:
         path: the folder; made if need be.
@@ -110,6 +111,9 @@ def _claim(
         for name, there, now in differences(found, wanted)
         if not any(name == free or name.startswith(f"{free}.") for free in may_differ)
     ]
+    if lines and not _has_begun(path):
+        write_atomically(file, json.dumps(wanted, indent=2) + "\n", what="the configuration")
+        return
     if lines:
         raise ConfigurationError(
             f"{path} belongs to a run with another configuration:\n"
@@ -117,6 +121,14 @@ def _claim(
             + "\nRun it with the configuration it was started with to continue it, or choose "
             "another --run-dir."
         )
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether anything was measured or saved in a run folder."""
+    checkpoints = path / "checkpoints"
+    return (path / "metrics.jsonl").exists() or (
+        checkpoints.is_dir() and any(checkpoints.iterdir())
+    )
 
 
 def differences(first: JSON, second: JSON, *, name: str = "") -> list[tuple[str, str, str]]:

@@ -42,6 +42,12 @@ class ModelChoice:
     train_unembed: bool = True
     load_checkpoint: str | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.train_mlp or self.train_attn or self.train_unembed):
+            raise ConfigurationError(
+                "a LoRA must train at least one of mlp, attn and unembed, got none"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatData:
@@ -147,3 +153,7 @@ class SFTConfig:
     adam: Adam = field(default_factory=Adam)
     cadence: Cadence = field(default_factory=Cadence)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigurationError(f"`seed` must be 0 or more, got {self.seed}")

@@ -1,7 +1,9 @@
 """What is wrong with the input is said in one sentence, with status 1 and no traceback."""
 
+import http.server
 import json
 import socket
+import threading
 
 import pytest
 
@@ -99,6 +101,48 @@ def test_an_engine_that_is_not_there_is_said(command, tmp_path, sft_arguments, m
     assert "no engine answers" in refused(command, *sft_arguments, *arguments)
 
 
+def test_a_web_server_that_is_no_engine_is_said(command, home, tiny_model_directory, monkeypatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+
+    class Website(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Website) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        err = refused(command, "sample", "Hi", "--model", tiny_model_directory, "--base-url", url)
+    assert "no Tinker engine" in err
+
+
+def test_a_run_folder_is_free_again_after_a_mistake(command, tmp_path, sft_arguments):
+    run = ("--run-dir", tmp_path / "run", "--max-steps", "1")
+    assert "seed" in refused(command, *sft_arguments, *run, "--seed", "-1")
+    assert "warmup_steps" in refused(command, *sft_arguments, *run, "--warmup-steps", "5")
+    status, _, err = command(*sft_arguments, *run)
+    assert (status, err) == (0, "")
+
+
+def test_a_home_that_cannot_be_made_is_named(command, tmp_path, monkeypatch, tiny_model_directory):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COOKBOOK_FX_HOME", str(tmp_path / "file"))
+    err = refused(command, "sample", "Hi", "--model", tiny_model_directory)
+    assert "COOKBOOK_FX_HOME" in err
+
+
+def test_a_path_that_is_no_checkpoints_is_said(command, home, tiny_model_directory):
+    model = ("--model", tiny_model_directory)
+    assert "tinker://" in refused(command, "sample", "Hi", *model, "--checkpoint", "nonsense")
+
+
+def test_a_question_that_is_no_text_is_said(command, home, tiny_model_directory):
+    assert "Unicode" in refused(command, "sample", "\udcff", "--model", tiny_model_directory)
+
+
 def test_held_out_conversations_come_from_one_place(command, tmp_path, sft_arguments):
     err = refused(command, *sft_arguments, "--test-size", "3", "--run-dir", tmp_path / "run")
     assert "--test-size" in err
@@ -111,6 +155,11 @@ def test_a_port_in_use_is_said(command, home, tiny_model_directory):
         port = taken.getsockname()[1]
         err = refused(command, "serve", "--model", tiny_model_directory, "--port", port)
     assert f"port {port}" in err
+
+
+def test_a_port_that_is_none_is_said(command, home, tiny_model_directory):
+    err = refused(command, "serve", "--model", tiny_model_directory, "--port", "99999")
+    assert "port 99999" in err
 
 
 def test_a_checkpoint_that_is_not_there_is_said(command, home):

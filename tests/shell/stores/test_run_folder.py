@@ -27,8 +27,8 @@ def test_the_configuration_is_written_once_and_the_same_one_opens_it_again(tmp_p
 
 
 def test_another_configuration_is_refused_field_by_field(tmp_path):
-    with open_run_folder(tmp_path / "run", config=CONFIG):
-        pass
+    with open_run_folder(tmp_path / "run", config=CONFIG) as folder:
+        folder.metrics.append(0, {"loss": 1.0})
     other = {"model": {"name": "tiny", "rank": 8}, "cadence": {"save_every": 5}, "max_steps": 3}
     with (
         pytest.raises(ConfigurationError) as refused,
@@ -168,5 +168,18 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     with (
         pytest.raises(StorageError, match="run folder"),
         open_run_folder(tmp_path / "file" / "run", config={}),
+    ):
+        pass
+
+
+def test_a_folder_in_which_nothing_was_done_yet_is_free_for_another_configuration(tmp_path):
+    with open_run_folder(tmp_path / "run", config=CONFIG | {"learning_rate": -1}):
+        pass
+    with open_run_folder(tmp_path / "run", config=CONFIG) as folder:
+        assert json.loads((tmp_path / "run" / "config.json").read_text()) == CONFIG
+        folder.checkpoints.save(RunCheckpoint(next_step=1, state_path="tinker://a/weights/b"))
+    with (
+        pytest.raises(ConfigurationError, match="seed"),
+        open_run_folder(tmp_path / "run", config=CONFIG | {"seed": 3}),
     ):
         pass
