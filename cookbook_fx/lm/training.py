@@ -180,7 +180,7 @@ def optim_step(
         adam: settings; none of them is compiled in.
 
     Raises:
-        DataError: the gradients are not finite; nothing has been changed then.
+        DataError: the gradients or the update are not finite; nothing has been changed then.
 
     Reference: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
@@ -198,10 +198,11 @@ def optim_step(
             adam.grad_clip_norm,
         ),
     )
-    if not np.isfinite(grad_norm):
+    if not np.isfinite(grad_norm) or not np.isfinite(update_norm):
         raise DataError(
-            f"the gradient's norm is {float(grad_norm)}, not a finite number; the step was not "
-            "taken. Look for infinite advantages or logprobs, or lower the learning rate"
+            f"the norms of gradient and update are {float(grad_norm)} and {float(update_norm)}, "
+            "not finite numbers; the step was not taken. Look for infinite advantages or "
+            "logprobs, or lower the learning rate"
         )
     return new, OptimReport(
         step=int(new.optimizer.count), grad_norm=float(grad_norm), update_norm=float(update_norm)

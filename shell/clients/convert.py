@@ -15,11 +15,12 @@ class ForwardResult(NamedTuple):
     """What a forward or forward-backward pass measured.
 
     Fields:
-        loss_sum: the loss summed over all targets of all datums.
+        loss_sum: the loss summed over all targets of all datums; None from an engine that does
+            not say, as SkyRL's.
         logprobs: per datum, the log-probability (nats) of each target.
     """
 
-    loss_sum: float
+    loss_sum: float | None
     logprobs: tuple[Float[np.ndarray, "..."], ...]
 
 
@@ -71,7 +72,7 @@ def to_sdk_adam(adam: AdamParams) -> tinker.AdamParams:
 def from_sdk_forward(output: tinker.ForwardBackwardOutput) -> ForwardResult:
     """Log-probabilities as arrays, in the order of the datums."""
     return ForwardResult(
-        loss_sum=output.metrics["loss:sum"],
+        loss_sum=output.metrics.get("loss:sum"),
         logprobs=tuple(fields["logprobs"].to_numpy() for fields in output.loss_fn_outputs),
     )
 

@@ -47,13 +47,16 @@ class Trainer:
             doing="the optimizer step",
         )
 
-    def save_state(self, name: str) -> Pending[str]:
+    def save_state(self, name: str, *, ttl_seconds: int | None = None) -> Pending[str]:
         """Saves weights and optimizer state as they are after what was submitted before.
 
-        The result is their `tinker://` path, which `Service.restore` takes.
+        The result is their `tinker://` path, which `Service.restore` takes. After `ttl_seconds`
+        the engine deletes them; None keeps them.
         """
         return Pending(
-            future=self.sdk.save_state(name), convert=attrgetter("path"), doing="saving the state"
+            future=self.sdk.save_state(name, ttl_seconds=ttl_seconds),
+            convert=attrgetter("path"),
+            doing="saving the state",
         )
 
     def save_for_sampling(self, name: str) -> Pending[str]:

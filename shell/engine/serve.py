@@ -24,6 +24,7 @@ from shell.engine.service import BaseModel, EngineLimits, Service
 from shell.hub import (
     DEFAULT_MODEL,
     canonical_name,
+    end_tokens,
     home,
     load_tokenizer,
     load_weights,
@@ -148,7 +149,6 @@ def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], S
     source = resolve_model(config.model, say=say)
     tokenizer = load_tokenizer(str(source.directory))
     weights = load_weights(source.directory, dtype=config.dtype)
-    end = tokenizer.eos_token_id
     # What programs written for the hosted service call a model that has a short name here.
     hub_id = next((each.hub_id for each in BUILT_IN_MODELS if each.name == source.name), None)
     base = BaseModel(
@@ -159,7 +159,7 @@ def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], S
         decode=partial(
             tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
         ),
-        end_tokens=() if end is None else (end,),
+        end_tokens=end_tokens(source.directory),
     )
     store = CheckpointStore(
         config.state_dir / "checkpoints",

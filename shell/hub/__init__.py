@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shell.hub.models import ModelSource as ModelSource
     from shell.hub.models import canonical_name as canonical_name
     from shell.hub.models import resolve_model as resolve_model
+    from shell.hub.tokenizers import end_tokens as end_tokens
     from shell.hub.tokenizers import load_tokenizer as load_tokenizer
     from shell.hub.weights import load_weights as load_weights
 
@@ -29,6 +30,7 @@ _FILE_OF = {
     "ModelSource": "models",
     "canonical_name": "models",
     "conversations_from_dataset": "datasets",
+    "end_tokens": "tokenizers",
     "known_models": "known",
     "load_tokenizer": "tokenizers",
     "load_weights": "weights",

@@ -1,5 +1,6 @@
 """A model's own tokenizer, from its directory."""
 
+import json
 import os
 from pathlib import Path
 
@@ -36,3 +37,22 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerFast:
             f"the tokenizer in {directory} cannot be read ({type(error).__name__}: {error}); "
             "tokenizer.json or a file beside it is torn: download the model again"
         ) from error
+
+
+def end_tokens(directory: Path) -> tuple[int, ...]:
+    """The ids that end a text: those of generation_config.json, else the tokenizer's one.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    tokenizer_end = load_tokenizer(directory).eos_token_id
+    path = directory / "generation_config.json"
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except FileNotFoundError:
+        ends = None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ModelError(f"{path} is torn or not a JSON object: {error}") from error
+    if ends is None:
+        return () if tokenizer_end is None else (tokenizer_end,)
+    return tuple(ends) if isinstance(ends, list) else (ends,)

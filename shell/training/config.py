@@ -31,7 +31,8 @@ class ModelChoice:
         train_mlp: adapt the feed-forward layers.
         train_attn: adapt the attention layers.
         train_unembed: adapt the output layer.
-        load_checkpoint: start from these weights, a tinker:// path, instead of a new LoRA.
+        load_checkpoint: start from these weights, a tinker:// path, instead of a new LoRA; rank
+            and trained parts are theirs then.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -122,11 +123,14 @@ class Cadence:
             None is at the end only.
         save_every: save the state after every so many steps, besides at the end; None is at the
             end only.
+        ttl_seconds: states saved on the way are deleted after so many seconds, those of a finished
+            or stopped run never; None keeps them all.
         submit_ahead: batches sent to the engine ahead of the one being waited for.
     """
 
     eval_every: int | None = 10
     save_every: int | None = 20
+    ttl_seconds: int | None = 30 * 86_400
     submit_ahead: int = 1
 
     def __post_init__(self) -> None:

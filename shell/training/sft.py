@@ -219,7 +219,9 @@ class _Run:
             forward_backward=self.trainer.forward_backward(data),
             optim_step=self.trainer.optim_step(self._adam(learning_rate)),
             save=(
-                self.trainer.save_state(_name(step.index + 1))
+                self.trainer.save_state(
+                    _name(step.index + 1), ttl_seconds=self.config.cadence.ttl_seconds
+                )
                 if step.save and not is_last
                 else None
             ),

@@ -337,6 +337,12 @@ def test_infinite_gradients_are_refused() -> None:
         lm.optim_step(start, bad, lm.AdamParams())
 
 
+def test_a_step_too_large_to_be_a_number_is_refused() -> None:
+    start = lm.init_train_state(adapter(LLAMA))
+    with pytest.raises(DataError, match="the step was not taken"):
+        lm.optim_step(start, start.adapter, lm.AdamParams(learning_rate=1e38))
+
+
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_prompts_are_scored_as_targets_are(top_k: int) -> None:
     weights, low_rank = model(QWEN), adapter(QWEN)

@@ -58,6 +58,13 @@ def test_optimizer_settings_keep_their_names():
     }  # fmt: skip
 
 
+def test_an_engine_need_not_say_its_loss():
+    silent = tinker.ForwardBackwardOutput(
+        loss_fn_output_type="ArrayRecord", loss_fn_outputs=[], metrics={}
+    )
+    assert convert.from_sdk_forward(silent).loss_sum is None
+
+
 def test_log_probabilities_come_back_in_the_order_of_the_datums():
     outputs = [
         {"logprobs": tinker.TensorData.from_numpy(np.full(length, -length, np.float32))}

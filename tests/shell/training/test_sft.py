@@ -1,6 +1,7 @@
 """The supervised loop: each batch once, each row once, and a crash changes nothing."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
+from shell.engine.checkpoints import CheckpointStore, parse_path
+from shell.hub.weights import read_config
 from shell.stores import RunCheckpoints
 from shell.training.events import CheckpointSkipped, Evaluated, RunBegan, Saved, StepDone
 from shell.training.sft import epoch_seed
@@ -128,6 +131,21 @@ def test_a_run_asked_to_stop_saves_and_continues_to_the_same_weights(
         weights(result.checkpoint.state_path), uninterrupted["weights"], strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_states_saved_on_the_way_expire_and_final_ones_do_not(
+    runner, tiny_model_directory, engine_state, tmp_path
+):
+    result = runner(tmp_path / "run")
+    model = str(tiny_model_directory)
+    store = CheckpointStore(
+        engine_state / "checkpoints", config=read_config(tiny_model_directory), base_model=model
+    )
+    final = store.find(parse_path(result.checkpoint.state_path))
+    expiry = {c.path.name: c.expires_at for c in store.list(final.path.model_id)}
+    assert expiry.pop("final") is None
+    days = [(at - time.time()) / 86_400 for at in expiry.values()]
+    assert days == pytest.approx([30] * 2, abs=0.1)
 
 
 def test_a_run_stopped_before_its_first_step_leaves_nothing_to_clean_up(runner, tmp_path):
