@@ -105,7 +105,7 @@ def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
     """Finds the model's tokenizer and makes the conversations ready, saying what is done."""
     from cookbook_fx.renderers import get_renderer
     from shell.hub import load_tokenizer, resolve_model
-    from shell.hub.weights import read_config
+    from shell.hub.weights import context_length
     from shell.recipes.chat_sft import account, load_data
 
     source = resolve_model(
@@ -118,7 +118,7 @@ def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
         command.data,
         renderer=renderer,
         tokenizer=tokenizer,
-        context_length=read_config(source.directory).max_position_embeddings,
+        context_length=context_length(source.directory),
         seed=command.seed,
     )
     console.print(f"Training data: {account(loaded.train)}")

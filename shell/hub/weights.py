@@ -24,6 +24,16 @@ def read_config(directory: Path) -> LMConfig:
     return config_from_hf(_read_json(directory / "config.json"))
 
 
+def context_length(directory: Path) -> int | None:
+    """Tokens the model can read, of any architecture; None if its config does not say.
+
+    Raises:
+        ModelError: config.json is missing or torn.
+    """
+    length = _read_json(directory / "config.json").get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
 def weight_files(directory: Path) -> tuple[Path, ...]:
     """The safetensors files a model directory consists of: one, or the shards its index names.
 

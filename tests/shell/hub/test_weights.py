@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from cookbook_fx.errors import ModelError
 from shell.hub import load_weights
+from shell.hub.weights import context_length
 
 
 @pytest.fixture
@@ -130,3 +131,11 @@ def test_an_index_whose_shards_have_no_names_is_refused(directory):
     (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
     with pytest.raises(ModelError, match="damaged"):
         load_weights(directory)
+
+
+def test_the_context_of_a_model_that_only_another_engine_can_run(tmp_path):
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_length(tmp_path) == 4096
+    (tmp_path / "config.json").write_text("{}")
+    assert context_length(tmp_path) is None
