@@ -51,6 +51,10 @@ class Datum:
                 f"target_tokens must have shape ({len(self.tokens)},) or ({len(self.tokens)}, K), "
                 f"got {self.target_tokens.shape}"
             )
+        if self.target_tokens.size == 0:
+            raise DataError(
+                f"a Datum needs at least one target per token, got shape {self.target_tokens.shape}"
+            )
         if self.weights is not None and self.weights.shape != self.target_tokens.shape:
             raise DataError(
                 f"weights must have the shape of target_tokens {self.target_tokens.shape}, "

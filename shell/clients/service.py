@@ -132,9 +132,17 @@ async def connect(
         api_key: TINKER_API_KEY if None.
 
     Raises:
+        ConfigurationError: the URL or the key cannot be one.
         ServiceError: nobody answers there, or there is no key.
     """
     url = _resolved(base_url)
+    key = api_key or os.environ.get("TINKER_API_KEY") or ""
+    if not (key.isascii() and key.isprintable()):
+        # The SDK would try for minutes to send it.
+        raise ConfigurationError(
+            "the key cannot be sent: it has characters other than printable ASCII; set "
+            "TINKER_API_KEY to the key as the engine shows it"
+        )
     _bypass_proxy_for_loopback(url)
     await asyncio.to_thread(_probe, url)
     with translated(f"connecting to {url}"):

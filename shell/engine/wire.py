@@ -396,7 +396,8 @@ def _dense(csr: pb.SparseCsr, dtype: type[np.generic], shape: tuple[int, ...]) -
     values = _numbers(csr.values, dtype)
     starts, columns = _numbers(csr.crow_indices, np.int64), _numbers(csr.col_indices, np.int64)
     lengths = np.diff(starts)
-    if math.prod(shape) > _MOST_ELEMENTS:
+    # A zero among the sizes must not hide another that no array can have.
+    if math.prod(max(1, size) for size in shape) > _MOST_ELEMENTS:
         raise DataError(
             f"a sparse tensor of shape {shape} has more than {_MOST_ELEMENTS} elements; leave out "
             "columns that are not used"

@@ -105,7 +105,7 @@ def test_a_web_server_that_is_no_engine_is_said(command, home, tiny_model_direct
     monkeypatch.setenv("TINKER_API_KEY", "tml-x")
 
     class Website(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             self.send_response(404)
             self.end_headers()
 
@@ -117,6 +117,12 @@ def test_a_web_server_that_is_no_engine_is_said(command, home, tiny_model_direct
         url = f"http://127.0.0.1:{server.server_port}"
         err = refused(command, "sample", "Hi", "--model", tiny_model_directory, "--base-url", url)
     assert "no Tinker engine" in err
+
+
+def test_a_key_that_cannot_be_sent_is_said(command, home, tiny_model_directory, monkeypatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-ä")
+    arguments = ("--model", tiny_model_directory, "--base-url", "http://127.0.0.1:1")
+    assert "printable ASCII" in refused(command, "sample", "Hi", *arguments)
 
 
 def test_a_run_folder_is_free_again_after_a_mistake(command, tmp_path, sft_arguments):

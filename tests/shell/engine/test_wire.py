@@ -188,3 +188,22 @@ def test_samples_and_prompt_scores_come_back_as_they_were():
     assert [list(s.logprobs) for s in got.sequences] == [[-1.0, -0.25], [-2.0]]
     assert got.prompt_logprobs == [None, -1.0]
     assert got.topk_prompt_logprobs == [None, [(4, -0.5), (9, -1.0)]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "complaint"),
+    [([1, 2**40], "more than"), ([0, 2**62], "more than"), ([-1, 3], "do not describe")],
+)
+def test_a_sparse_matrix_is_no_larger_than_it_may_be(shape, complaint):
+    starts = np.zeros(max(0, shape[0] + 1), np.int64).tobytes()
+    matrix = pb.Tensor(
+        sparse_csr=pb.SparseCsr(crow_indices=starts), dtype=pb.DTYPE_INT64, shape=shape
+    )
+    text = pb.EncodedTextChunk(tokens=np.array([5], np.int32).tobytes())
+    datum = pb.Datum(
+        model_input=[pb.Chunk(encoded_text=text)], loss_fn_inputs={"target_tokens": matrix}
+    )
+    body = pb.ForwardBackwardRequest(model_id="m", seq_id=1, data=[datum]).SerializeToString()
+    operation = wire.forward_backward(body, content_encoding="").operation
+    assert isinstance(operation, Unusable)
+    assert complaint in operation.reason
