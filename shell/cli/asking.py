@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int
+
 from cookbook_fx.chat import Message
 from cookbook_fx.renderers import Renderer
 from shell.clients import Sampler, SampleRequest
@@ -26,12 +29,17 @@ class Manner:
     seed: int = 0
 
 
+def question_prompt(question: str, renderer: Renderer) -> Int[np.ndarray, " token"]:
+    """What a model reads when it is asked a question."""
+    return renderer.build_generation_prompt((Message(role="user", content=question),))
+
+
 async def answers(
     sampler: Sampler, question: str, *, renderer: Renderer, manner: Manner
 ) -> tuple[str, ...]:
     """What a model says to a question; an answer cut off by `max_tokens` ends in an ellipsis."""
     request = SampleRequest(
-        prompt=renderer.build_generation_prompt((Message(role="user", content=question),)),
+        prompt=question_prompt(question, renderer),
         max_tokens=manner.max_tokens,
         stop=renderer.get_stop_sequences(),
         num_samples=manner.num_samples,

@@ -1,5 +1,6 @@
 """The command line: one subcommand a file, and one way to fail."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=_DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
+    if not os.environ.get("COOKBOOK_FX_DEBUG"):
+        # What goes wrong is told once, in our own words.
+        for library in ("absl", "tinker"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         return command.run()
     except CookbookError as error:

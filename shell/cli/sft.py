@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cookbook_fx.errors import ConfigurationError
 from shell.cli.options import BaseURL
 from shell.training import Adam, Cadence, ChatData, ModelChoice, Schedule, SFTConfig
 
@@ -104,6 +105,7 @@ class SFT:
 def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
     """Finds the model's tokenizer and makes the conversations ready, saying what is done."""
     from cookbook_fx.renderers import get_renderer
+    from shell.cli.asking import question_prompt
     from shell.hub import load_tokenizer, resolve_model
     from shell.hub.weights import context_length
     from shell.recipes.chat_sft import account, load_data
@@ -114,11 +116,18 @@ def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
     console.print(f"Model: {source.name}, in {source.directory}")
     tokenizer = load_tokenizer(source.directory)
     renderer = get_renderer(command.model.renderer, tokenizer)
+    context = context_length(source.directory)
+    asked = len(question_prompt(command.question, renderer))
+    if context is not None and asked >= context:
+        # Now, not when it is asked: that is after the training.
+        raise ConfigurationError(
+            f"--question is {asked} tokens long, and the model can read {context}; shorten it"
+        )
     loaded = load_data(
         command.data,
         renderer=renderer,
         tokenizer=tokenizer,
-        context_length=context_length(source.directory),
+        context_length=context,
         seed=command.seed,
     )
     console.print(f"Training data: {account(loaded.train)}")

@@ -53,6 +53,10 @@ class Malformed(DataError):
     """A request that cannot be understood, or not be attributed to a model and number."""
 
 
+# Seeds are mixed down and never counted with, so programs may draw them as wide as they like.
+_SEED_BITS = 256
+
+
 class Fields:
     """One JSON object, read field by field; every complaint names the field."""
 
@@ -68,12 +72,12 @@ class Fields:
     def text(self, name: str, default: str | None = None) -> str:
         return self._read(name, str, "a string", default)
 
-    def integer(self, name: str, default: int | None = None) -> int:
+    def integer(self, name: str, default: int | None = None, *, bits: int = 64) -> int:
         value = self._read(name, int, "an integer", default)
         if isinstance(value, bool):
             raise Malformed(f"{self._where}: {name} must be an integer, got {value}")
-        if not -(2**63) <= value < 2**63:
-            raise Malformed(f"{self._where}: {name} must be an integer of at most 64 bits")
+        if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+            raise Malformed(f"{self._where}: {name} must be an integer of at most {bits} bits")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -98,8 +102,8 @@ class Fields:
     def maybe_text(self, name: str) -> str | None:
         return self.text(name) if name in self else None
 
-    def maybe_integer(self, name: str) -> int | None:
-        return self.integer(name) if name in self else None
+    def maybe_integer(self, name: str, *, bits: int = 64) -> int | None:
+        return self.integer(name, bits=bits) if name in self else None
 
     def strings(self, name: str) -> Mapping[str, str] | None:
         """Metadata the client attached; kept as text."""
@@ -157,7 +161,7 @@ def create_model(body: bytes) -> CreateModel:
         base_model=given.text("base_model"),
         lora=LoRAConfig(
             rank=lora.integer("rank", 32),
-            seed=lora.integer("seed", 0),
+            seed=lora.integer("seed", 0, bits=_SEED_BITS),
             train_mlp=lora.flag("train_mlp", default=True),
             train_attn=lora.flag("train_attn", default=True),
             train_unembed=lora.flag("train_unembed", default=True),
@@ -464,7 +468,7 @@ def _sample_prompt(given: Fields, num_samples: int) -> SamplePrompt:
         temperature=params.number("temperature", 1.0),
         top_k=params.integer("top_k", -1),
         top_p=params.number("top_p", 1.0),
-        seed=params.maybe_integer("seed"),
+        seed=params.maybe_integer("seed", bits=_SEED_BITS),
         prompt_logprobs=given.flag("prompt_logprobs", default=False),
         prompt_logprobs_last_n=given.maybe_integer("prompt_logprobs_last_n"),
         topk_prompt_logprobs=given.integer("topk_prompt_logprobs", 0),

@@ -149,6 +149,16 @@ def test_a_question_that_is_no_text_is_said(command, home, tiny_model_directory)
     assert "Unicode" in refused(command, "sample", "\udcff", "--model", tiny_model_directory)
 
 
+def test_a_question_too_long_to_ask_is_refused_before_the_training(
+    command, tmp_path, sft_arguments
+):
+    run = tmp_path / "run"
+    err = refused(command, *sft_arguments, "--question", "why? " * 600, "--run-dir", run)
+    assert "--question is" in err
+    assert "the model can read 512" in err
+    assert not (run / "metrics.jsonl").exists()
+
+
 def test_held_out_conversations_come_from_one_place(command, tmp_path, sft_arguments):
     err = refused(command, *sft_arguments, "--test-size", "3", "--run-dir", tmp_path / "run")
     assert "--test-size" in err

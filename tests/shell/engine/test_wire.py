@@ -126,6 +126,12 @@ def sample(**fields):
     return wire.sample_request(json.dumps(body | fields).encode()).request
 
 
+def test_a_seed_may_be_wider_than_a_machine_word():
+    for seed in (0, -5, 2**64 - 1, 2**127):
+        assert sample(sampling_params={"seed": seed}).seed == seed
+    assert "at most 256 bits" in sample(sampling_params={"seed": 2**300}).reason
+
+
 @pytest.mark.parametrize(
     ("stop", "strings", "tokens"),
     [
