@@ -24,6 +24,8 @@ import numpy as np
 # Read by the C library when a process starts; a page fault per 4 KiB costs both sides about 10 %.
 _PROCESS_SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# The peer holds the logits of a whole padded batch; longer rows would not fit beside the rest.
+_MAX_LENGTH = 256
 _LEARNING_RATE, _BETAS, _EPS, _RANK = 1e-4, (0.9, 0.95), 1e-12, 32
 
 
@@ -230,8 +232,8 @@ def _conversation(tokenizer: object, messages: list[dict[str, str]]) -> Example:
         new = tokenizer.encode(text, add_special_tokens=False)[len(ids) :]
         ids += new
         learnt += [messages[end - 1]["role"] == "assistant"] * len(new)
-    tokens = np.array(ids, np.int32)
-    return Example(tokens[:-1], tokens[1:], np.array(learnt[1:], np.float32))
+    tokens = np.array(ids[:_MAX_LENGTH], np.int32)
+    return Example(tokens[:-1], tokens[1:], np.array(learnt[1:_MAX_LENGTH], np.float32))
 
 
 def _model_directory(model: str | None) -> Path:
