@@ -34,7 +34,7 @@ def test_a_pending_result_is_none_when_the_wait_is_over_or_the_engine_stops():
 
     begun = time.monotonic()
     assert asyncio.run(scenario()) == (None, None, None)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 50
 
 
 def test_results_expire_after_delivery_and_pending_ones_never_do():

@@ -345,7 +345,8 @@ def test_stopping_the_engine_ends_long_polls_at_once(tiny_model_directory, tmp_p
         waiter.start()
         time.sleep(0.3)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 4
+    # A long poll would hold it for 25 s.
+    assert time.monotonic() - begun < 20
     waiter.join()
     raw.close()
     assert replies[0].status_code == 408

@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import pytest
@@ -115,10 +114,8 @@ def test_serving_in_the_foreground_ends_cleanly(how, tiny_model_directory, tmp_p
             line = process.stdout.readline()
         url = line.split(" at ")[1].split(". For")[0]
         assert httpx.get(f"{url}/api/v1/healthz").status_code == 200
-        begun = time.monotonic()
         process.send_signal(how)
         out, err = process.communicate(timeout=30)
-        assert time.monotonic() - begun < 10
         assert process.returncode == 0
         assert out.endswith("Stopped.\n")
         assert "Traceback" not in err
