@@ -133,7 +133,7 @@ def serve(config: EngineConfig, *, say: Callable[[str], None]) -> None:
     try:
         with embedded_engine(config, say=say) as endpoint:
             say(
-                f"Serving {config.model} at {endpoint.base_url}. For any Tinker program:\n"
+                f"Serving {config.model} at {endpoint.base_url} for any Tinker program:\n"
                 f"  export TINKER_BASE_URL={endpoint.base_url} TINKER_API_KEY={endpoint.api_key}\n"
                 "Press Ctrl-C to stop."
             )

@@ -112,7 +112,7 @@ def test_serving_in_the_foreground_ends_cleanly(how, tiny_model_directory, tmp_p
         while "Serving" not in line:
             assert line, process.stderr.read()
             line = process.stdout.readline()
-        url = line.split(" at ")[1].split(". For")[0]
+        url = line.split(" at ")[1].split(" for ")[0]
         assert httpx.get(f"{url}/api/v1/healthz").status_code == 200
         process.send_signal(how)
         out, err = process.communicate(timeout=30)
