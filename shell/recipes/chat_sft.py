@@ -110,6 +110,7 @@ def load_data(
             train=SupervisedDataset(datums=prepared.datums, batch_size=choice.batch_size),
             evaluators=evaluators,
             byte_lengths=lengths,
+            preparation=prepared.preparation,
         ),
         train=prepared.preparation,
         held_out=tests.preparation if held_out else None,

@@ -27,7 +27,7 @@ from cookbook_fx.reports import (
     flatten,
 )
 from cookbook_fx.runs import RunPlan, Step
-from cookbook_fx.supervised import likelihood_report
+from cookbook_fx.supervised import Preparation, likelihood_report
 from shell.clients import (
     CheckpointNotFound,
     ForwardResult,
@@ -73,11 +73,13 @@ class SFTData:
         evaluators: what the weights are measured with, on the run's cadence and at its end.
         byte_lengths: bytes of text of each token id, 0 for control tokens; without it there are no
             bits per byte.
+        preparation: what became of the conversations; told in the row of the first step.
     """
 
     train: Batches
     evaluators: tuple[NLLEvaluator, ...] = ()
     byte_lengths: Int[np.ndarray, " vocab"] | None = None
+    preparation: Preparation | None = None
 
 
 class SFTResult(NamedTuple):
@@ -245,7 +247,8 @@ class _Run:
             metrics={f"optim/{name}": value for name, value in updated.metrics.items()}
         )
         times = TimeReport(seconds={"total": now - since, "get_batch": done.seconds_preparing})
-        row = flatten(report, *evaluated, engine, times)
+        about_data = [self.data.preparation] if index == 0 and self.data.preparation else []
+        row = flatten(*about_data, report, *evaluated, engine, times)
         await asyncio.to_thread(self.folder.metrics.append, index, row)
         event = StepDone(report=report, seconds=now - since)
         self.observe(event)

@@ -63,6 +63,9 @@ def test_optional_keys_may_be_absent_or_null_and_what_is_left_out_is_counted(
     assert "Training data: 9 conversations" in out
     assert "1 left out because they have nothing to learn" in out
     assert "1 left out because the limit cut off all there was to learn" in out
+    first, *_ = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert (first["data/conversations"], first["data/examples"]) == (9, 7)
+    assert (first["data/nothing_to_train"], first["data/cut_off"]) == (1, 1)
 
 
 def test_a_missing_file_is_named(command, tmp_path, home):
