@@ -140,15 +140,20 @@ def test_an_interrupted_run_saves_and_continues(
 
 
 def test_a_second_interrupt_quits_at_once(tmp_path, home, sft_arguments):
-    arguments = [*sft_arguments, "--num-epochs", "200", "--run-dir", str(tmp_path / "run")]
+    arguments = [*sft_arguments, "--num-epochs", "200", "--save-every", "None"]
+    arguments += ["--run-dir", str(tmp_path / "run")]
     with start(arguments, cwd=tmp_path) as process:
         wait_for_rows(process, tmp_path / "run", 1)
         process.send_signal(signal.SIGSTOP)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=60)
+        out = process.communicate(timeout=60)[0]
     assert process.returncode == 130
+    # A stop in good order ends with 130 as well, but saves and says so first.
+    assert "Stopping" in out
+    assert "The same command continues" not in out
+    assert last_checkpoint(tmp_path / "run") is None
 
 
 def test_the_same_command_runs_on_another_engine(

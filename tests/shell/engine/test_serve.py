@@ -115,7 +115,7 @@ def test_serving_in_the_foreground_ends_cleanly(how, tiny_model_directory, tmp_p
         url = line.split(" at ")[1].split(" for ")[0]
         assert httpx.get(f"{url}/api/v1/healthz").status_code == 200
         process.send_signal(how)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=10)
         assert process.returncode == 0
         assert out.endswith("Stopped.\n")
         assert "Traceback" not in err

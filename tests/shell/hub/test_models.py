@@ -222,7 +222,7 @@ def test_a_hub_that_refuses_is_found_out_at_once(said):
     start = time.monotonic()
     with pytest.raises(ModelError, match="hub cannot be reached"):
         resolve_model(HUB_ID, say=said.append)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 3
 
 
 def test_a_hub_that_never_answers_is_found_out_in_time(said, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_hub_that_never_answers_is_found_out_in_time(said, monkeypatch):
         start = time.monotonic()
         with pytest.raises(ModelError, match="hub"):
             resolve_model(HUB_ID, say=said.append)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 3
 
 
 # ---- the package index
