@@ -20,11 +20,6 @@ CHAT_TEMPLATE = (
 TINY_VOCAB = 300
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # The Tinker SDK leaves a connection of each client it makes to the garbage collector.
-    config.addinivalue_line("filterwarnings", "ignore:unclosed (transport|<socket):ResourceWarning")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def caches_home(request: pytest.FixtureRequest) -> Iterator[Path]:
     """Models and compiled programs that outlive a test run; never the user's own home."""
