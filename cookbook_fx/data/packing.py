@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from cookbook_fx.data.buckets import power_of_two
 from cookbook_fx.errors import DataError
 
 MIN_WIDTH = 64
@@ -87,7 +88,7 @@ def pack(lengths: Sequence[int], *, max_tokens: int = MICRO_BATCH_TOKENS) -> tup
 
 def _fill(order: list[int], lengths: Sequence[int], max_tokens: int) -> tuple[list[list[int]], int]:
     """The cheapest way to fill one micro-batch from the front of `order`, per token placed."""
-    narrowest = max(MIN_WIDTH, _power_of_two(lengths[order[0]]))
+    narrowest = max(MIN_WIDTH, power_of_two(lengths[order[0]]))
     candidates = []
     for width in (narrowest, 2 * narrowest, 4 * narrowest):
         if width > max(narrowest, max_tokens):
@@ -135,10 +136,6 @@ def _lay_out(
     return PackedRows(source=source, segments=segments, positions=positions)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
 def row_count(n: int) -> int:
     """Rounds a number of rows up to one of 1, 2, 3, 4, 6, 8, 12, 16, 24...
 
@@ -146,5 +143,5 @@ def row_count(n: int) -> int:
         >>> [row_count(n) for n in (1, 3, 5, 8, 9, 13)]
         [1, 3, 6, 8, 12, 16]
     """
-    power = _power_of_two(n)
+    power = power_of_two(n)
     return 3 * power // 4 if power >= 4 and n <= 3 * power // 4 else power
