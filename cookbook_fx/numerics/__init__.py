@@ -1,5 +1,9 @@
 """Arrays in, arrays out: the formulas of training, alone and under jit, vmap and grad."""
 
+from cookbook_fx.numerics.advantages import group_centered as group_centered
+from cookbook_fx.numerics.advantages import group_normalized as group_normalized
+from cookbook_fx.numerics.advantages import leave_one_out as leave_one_out
+from cookbook_fx.numerics.advantages import max_rl as max_rl
 from cookbook_fx.numerics.likelihood import bits_per_byte as bits_per_byte
 from cookbook_fx.numerics.likelihood import example_mean_nll as example_mean_nll
 from cookbook_fx.numerics.likelihood import mean_nll as mean_nll
