@@ -4,6 +4,8 @@ from cookbook_fx.numerics.advantages import group_centered as group_centered
 from cookbook_fx.numerics.advantages import group_normalized as group_normalized
 from cookbook_fx.numerics.advantages import leave_one_out as leave_one_out
 from cookbook_fx.numerics.advantages import max_rl as max_rl
+from cookbook_fx.numerics.diagnostics import PolicyDiagnostics as PolicyDiagnostics
+from cookbook_fx.numerics.diagnostics import policy_diagnostics as policy_diagnostics
 from cookbook_fx.numerics.likelihood import bits_per_byte as bits_per_byte
 from cookbook_fx.numerics.likelihood import example_mean_nll as example_mean_nll
 from cookbook_fx.numerics.likelihood import mean_nll as mean_nll
@@ -14,9 +16,12 @@ from cookbook_fx.numerics.policy import LossSpec as LossSpec
 from cookbook_fx.numerics.policy import cispo as cispo
 from cookbook_fx.numerics.policy import cross_entropy as cross_entropy
 from cookbook_fx.numerics.policy import dro as dro
+from cookbook_fx.numerics.policy import gspo as gspo
 from cookbook_fx.numerics.policy import importance_sampling as importance_sampling
 from cookbook_fx.numerics.policy import ppo as ppo
+from cookbook_fx.numerics.policy import sequence_log_ratios as sequence_log_ratios
 from cookbook_fx.numerics.policy import token_losses as token_losses
+from cookbook_fx.numerics.policy import truncated_importance_weights as truncated_importance_weights
 from cookbook_fx.numerics.preference import PreferenceGradients as PreferenceGradients
 from cookbook_fx.numerics.preference import PreferenceMetrics as PreferenceMetrics
 from cookbook_fx.numerics.preference import dpo as dpo
