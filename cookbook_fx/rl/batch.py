@@ -304,27 +304,27 @@ _LOGPROB_WANTED = "a sampled token's log-probability must be a number below infi
 
 def _put_tokens(buffer: Int32[np.ndarray, " flat"], at: int, values: TokenIds) -> None:
     """Writes token ids from `at` on; negative ones are left for the caller to find, all at once."""
-    if isinstance(values, np.ndarray):
-        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-            raise DataError(
-                "token ids must be integers in one dimension, got an array of "
-                f"{values.dtype} of shape {values.shape}"
-            )
-        # A narrower or equal type cannot wrap around.
-        if not np.can_cast(values.dtype, np.int32) and values.size:
-            if values.max() > _INT32_MAX or values.min() < 0:
-                outside = values[(values > _INT32_MAX) | (values < 0)]
-                raise DataError(f"{_TOKEN_WANTED}, got {outside[0]}")
-        buffer[at : at + len(values)] = values
-    else:
+    if not isinstance(values, np.ndarray):
         _pack(buffer, at, values, code="i", wanted=_TOKEN_WANTED)
+        return
+    if values.ndim != 1 or (values.dtype.kind not in "iu" and values.size):
+        raise DataError(
+            "token ids must be integers in one dimension, got an array of "
+            f"{values.dtype} of shape {values.shape}"
+        )
+    if values.dtype != np.int32 and values.size:
+        # Looked at before they are written: a wider type would wrap around.
+        outside = values[(values < 0) | (values > _INT32_MAX)]
+        if outside.size:
+            raise DataError(f"{_TOKEN_WANTED}, got {outside[0]}")
+    buffer[at : at + len(values)] = values
 
 
 def _put_numbers(
     buffer: Float32[np.ndarray, " flat"], at: int, values: Sequence[Any] | np.ndarray
 ) -> None:
     if isinstance(values, np.ndarray):
-        if values.ndim != 1 or (values.size and values.dtype.kind not in "fiu"):
+        if values.ndim != 1 or (values.dtype.kind not in "fiu" and values.size):
             raise DataError(
                 f"expected numbers in one dimension, got an array of {values.dtype} "
                 f"of shape {values.shape}"
