@@ -1,0 +1,263 @@
+"""What the episodes of a step amount to: lengths, rewards and the environments' own numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from cookbook_fx.errors import DataError
+from cookbook_fx.rl.trajectory import Metrics, TrajectoryGroup
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryReport:
+    """The episodes of all groups, or of those with one tag.
+
+    Every ratio and mean is 0 where there is nothing to divide by.
+
+    Args:
+        tag: the groups' common tag; `"all"` for the report on all groups.
+        ac_tokens_per_turn: mean number of tokens sampled.
+        ob_tokens_per_turn: mean number of tokens observed; each observation counts whole, also
+            what it repeats of earlier turns.
+        turns_per_episode: mean number of turns.
+        total_episodes: trajectories.
+        total_turns: turns of all of them.
+        total_ac_tokens: tokens sampled in all turns.
+        total_ob_tokens: tokens observed in all turns.
+        mean_total_reward: over trajectories, step rewards and final reward added up.
+        frac_mixed: share of the groups whose trajectories earned different rewards: those that
+            group-centered advantages learn from. A reward that is nan differs from every other.
+            Groups without trajectories are left out of all three shares.
+        frac_all_good: share of the groups that earned one reward, at least the threshold.
+        frac_all_bad: share of the groups that earned one reward, below the threshold.
+        metrics: the mean of each key over those dicts of the turns and groups that have it.
+    """
+
+    tag: str
+    ac_tokens_per_turn: float
+    ob_tokens_per_turn: float
+    turns_per_episode: float
+    total_episodes: int
+    total_turns: int
+    total_ac_tokens: int
+    total_ob_tokens: int
+    mean_total_reward: float
+    frac_mixed: float
+    frac_all_good: float
+    frac_all_bad: float
+    metrics: Mapping[str, float]
+
+
+def compute_trajectory_metrics(
+    groups: Sequence[TrajectoryGroup],
+    tags: Sequence[Sequence[str]],
+    *,
+    good_reward: float = 0.5,
+) -> tuple[TrajectoryReport, ...]:
+    """Sum up the episodes of a step, by tag and all together.
+
+    Everything is added up once per group; a report then adds up its groups, so that the number
+    of tags hardly matters.
+
+    Args:
+        groups: as rolled out. Pass them before constant groups are removed: afterwards
+            every group is mixed and the mean reward is that of the kept groups.
+        tags: of each group, in the order of the groups. One that a group lists twice counts once.
+        good_reward: the least reward with which a group of equal rewards counts as good.
+
+    Returns:
+        One report per tag in order of first appearance, provided some tag leaves a group out
+        (else they would repeat the last one), and the report on all groups, tagged `"all"`, last.
+        Without groups that one is all zeros.
+
+    Raises:
+        DataError: there are not as many sequences of tags as groups; tags are one string
+            instead of a sequence of them; some groups are tagged `"all"` and others are not; a
+            metric's value is not a real number.
+
+    Example:
+        >>> from cookbook_fx.rl import Trajectory, TrajectoryGroup, Transition
+        >>> from cookbook_fx.tokens import TokensWithLogprobs
+        >>> def rollout(answer, correct):
+        ...     action = TokensWithLogprobs(tokens=answer)
+        ...     turn = Transition(ob=[1, 2], ac=action, reward=correct, episode_done=True)
+        ...     return Trajectory(transitions=[turn], final_ob=[])
+        >>> group = TrajectoryGroup(
+        ...     trajectories_G=[rollout([3], 1.0), rollout([4, 5, 6], 0.0)],
+        ...     final_rewards_G=[0.0, 0.0],
+        ...     metrics_G=[{"correct": True}, {"correct": False}],
+        ... )
+        >>> (report,) = compute_trajectory_metrics([group], [["sums"]])
+        >>> report.ac_tokens_per_turn, report.frac_mixed, report.metrics
+        (2.0, 1.0, {'correct': 0.5})
+    """
+    selections = _selections(tags, len(groups))
+    sums = _group_sums(groups, good_reward)
+    return tuple(_report(tag, sums, selected) for tag, selected in selections.items())
+
+
+def _selections(
+    tags: Sequence[Sequence[str]], num_groups: int
+) -> dict[str, Bool[np.ndarray, " group"]]:
+    if len(tags) != num_groups:
+        raise DataError(
+            f"each group needs its own sequence of tags, got {len(tags)} for {num_groups} groups; "
+            "where groups were dropped, drop their tags with them"
+        )
+    selections: dict[str, Bool[np.ndarray, " group"]] = {}
+    for group, of_group in enumerate(tags):
+        if isinstance(of_group, str):
+            raise DataError(
+                f"the tags of a group are a sequence of strings, group {group} has the string "
+                f"{of_group!r}; write [{of_group!r}]"
+            )
+        for tag in of_group:
+            selections.setdefault(tag, np.zeros(num_groups, bool))[group] = True
+    everything = np.ones(num_groups, bool)
+    if not selections.pop(ALL, everything).all():
+        raise DataError(
+            f"the report on all groups is tagged {ALL!r}, but only some groups have that tag; "
+            "name it otherwise"
+        )
+    if all(selected.all() for selected in selections.values()):
+        selections = {}
+    return selections | {ALL: everything}
+
+
+class _MetricSums(NamedTuple):
+    names: tuple[str, ...]
+    sums: Float[np.ndarray, "name group"]
+    counts: Int[np.ndarray, "name group"]
+
+
+class _GroupSums(NamedTuple):
+    """Everything that a report adds up, already added up within each group."""
+
+    episodes: Int[np.ndarray, " group"]
+    turns: Int[np.ndarray, " group"]
+    ac_tokens: Int[np.ndarray, " group"]
+    ob_tokens: Int[np.ndarray, " group"]
+    rewards: Float[np.ndarray, " group"]
+    is_mixed: Bool[np.ndarray, " group"]
+    is_all_good: Bool[np.ndarray, " group"]
+    is_all_bad: Bool[np.ndarray, " group"]
+    metrics: _MetricSums
+
+
+def _group_sums(groups: Sequence[TrajectoryGroup], good_reward: float) -> _GroupSums:
+    num_groups = len(groups)
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories_G]
+    turns = [turn for trajectory in trajectories for turn in trajectory.transitions]
+    episodes = _integers([len(group.trajectories_G) for group in groups])
+    trajectory_group = np.repeat(np.arange(num_groups), episodes)
+    trajectory_turns = _integers([len(trajectory.transitions) for trajectory in trajectories])
+    turn_group = np.repeat(trajectory_group, trajectory_turns)
+    rewards = np.array(
+        [reward for group in groups for reward in group.get_total_rewards()], np.float64
+    )
+
+    def added(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+        return np.bincount(group, values, num_groups).astype(values.dtype)
+
+    one_of_them = np.zeros(num_groups)
+    one_of_them[trajectory_group] = rewards
+    is_mixed = added(rewards != one_of_them[trajectory_group], trajectory_group)
+    is_uniform = ~is_mixed & (episodes > 0)
+
+    return _GroupSums(
+        episodes=episodes,
+        turns=added(trajectory_turns, trajectory_group),
+        ac_tokens=added(_integers([len(turn.ac.tokens) for turn in turns]), turn_group),
+        ob_tokens=added(_integers([len(turn.ob) for turn in turns]), turn_group),
+        rewards=added(rewards, trajectory_group),
+        is_mixed=is_mixed,
+        is_all_good=is_uniform & (one_of_them >= good_reward),
+        is_all_bad=is_uniform & (one_of_them < good_reward),
+        metrics=_metric_sums(groups, [turn.metrics for turn in turns], turn_group),
+    )
+
+
+def _metric_sums(
+    groups: Sequence[TrajectoryGroup],
+    turn_metrics: list[Metrics],
+    turn_group: Int[np.ndarray, " turn"],
+) -> _MetricSums:
+    num_groups = len(groups)
+    dicts = [*turn_metrics, *chain.from_iterable(group.metrics_G for group in groups)]
+    own = np.repeat(np.arange(num_groups), _integers([len(group.metrics_G) for group in groups]))
+    value_group = np.repeat(
+        np.concatenate([turn_group, own]), _integers([len(metrics) for metrics in dicts])
+    )
+    keys = list(chain.from_iterable(dicts))
+    values = _numbers(keys, [value for metrics in dicts for value in metrics.values()])
+    position = {name: position for position, name in enumerate(dict.fromkeys(keys))}
+    cell = _integers([position[key] for key in keys]) * num_groups + value_group
+    shape = (len(position), num_groups)
+    num_cells = len(position) * num_groups
+    return _MetricSums(
+        names=tuple(position),
+        sums=np.bincount(cell, values, num_cells).reshape(shape),
+        counts=np.bincount(cell, minlength=num_cells).reshape(shape),
+    )
+
+
+def _integers(values: list[int]) -> Int[np.ndarray, " value"]:
+    return np.array(values, np.int64)
+
+
+def _numbers(keys: list[str], values: list[Any]) -> Float[np.ndarray, " value"]:
+    # By type, as NumPy would take None for nan and read numbers out of strings.
+    strange = {kind for kind in set(map(type, values)) if not issubclass(kind, (Real, np.bool_))}
+    for key, value in zip(keys, values, strict=True) if strange else ():
+        if type(value) in strange:
+            raise DataError(
+                f"the metric {key!r} must be a real number, got {value!r} of type "
+                f"{type(value).__name__}; convert it with float() or log it with the turn's logs"
+            )
+    return np.array(values, np.float64)
+
+
+def _report(tag: str, sums: _GroupSums, selected: Bool[np.ndarray, " group"]) -> TrajectoryReport:
+    def total(of_group: np.ndarray) -> int:
+        return int(of_group[selected].sum())
+
+    episodes, turns = total(sums.episodes), total(sums.turns)
+    ac_tokens, ob_tokens = total(sums.ac_tokens), total(sums.ob_tokens)
+    mixed, good, bad = total(sums.is_mixed), total(sums.is_all_good), total(sums.is_all_bad)
+    judged = mixed + good + bad
+    return TrajectoryReport(
+        tag=tag,
+        ac_tokens_per_turn=_ratio(ac_tokens, turns),
+        ob_tokens_per_turn=_ratio(ob_tokens, turns),
+        turns_per_episode=_ratio(turns, episodes),
+        total_episodes=episodes,
+        total_turns=turns,
+        total_ac_tokens=ac_tokens,
+        total_ob_tokens=ob_tokens,
+        mean_total_reward=_ratio(float(sums.rewards[selected].sum()), episodes),
+        frac_mixed=_ratio(mixed, judged),
+        frac_all_good=_ratio(good, judged),
+        frac_all_bad=_ratio(bad, judged),
+        metrics=_metric_means(sums.metrics, selected),
+    )
+
+
+def _metric_means(metrics: _MetricSums, selected: Bool[np.ndarray, " group"]) -> dict[str, float]:
+    sums = metrics.sums[:, selected].sum(axis=1).tolist()
+    counts = metrics.counts[:, selected].sum(axis=1).tolist()
+    return {
+        name: value / count
+        for name, value, count in zip(metrics.names, sums, counts, strict=True)
+        if count
+    }
+
+
+def _ratio(numerator: float | int, denominator: int) -> float:
+    return numerator / denominator if denominator else 0.0
