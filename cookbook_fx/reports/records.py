@@ -3,11 +3,12 @@
 Names are tinker-cookbook's where the thing is the same, so that dashboards made for it work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.rl import TrajectoryReport
 from cookbook_fx.runs import Step
 from cookbook_fx.supervised import LikelihoodReport, Preparation
 
@@ -64,41 +65,53 @@ class TimeReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-Report = SupervisedStepReport | EvaluationReport | OptimizerReport | TimeReport | Preparation
+Report = (
+    SupervisedStepReport
+    | EvaluationReport
+    | OptimizerReport
+    | TimeReport
+    | Preparation
+    | TrajectoryReport
+)
 
 
 def flatten(*reports: Report) -> Metrics:
     """All reports of one step as one flat record, ready for a line of `metrics.jsonl`.
 
     Raises:
-        ConfigurationError: two reports give the same name, so one would hide the other.
+        ConfigurationError: a name is given twice, so one number would hide the other: by two
+            reports, or by an environment's metric called like one of `TrajectoryReport`'s own.
 
     Example:
         >>> flatten(TimeReport(seconds={"total": 1.5}), OptimizerReport(metrics={"optim/lr": 0.1}))
         {'time/total': 1.5, 'optim/lr': 0.1}
     """
     metrics: Metrics = {}
-    for name, value in chain.from_iterable(_named(report).items() for report in reports):
+    for name, value in chain.from_iterable(map(_named, reports)):
         if name in metrics:
             raise ConfigurationError(
-                f"two reports of one step give the metric {name!r}; name one of them otherwise"
+                f"one step gives the metric {name!r} twice; name one of the two otherwise"
             )
         metrics[name] = value
     return metrics
 
 
-def _named(report: Report) -> Metrics:
+def _named(report: Report) -> Iterable[tuple[str, float | int]]:
     match report:
         case SupervisedStepReport():
-            return _supervised_step(report)
+            return _supervised_step(report).items()
         case EvaluationReport():
-            return _evaluation(report)
+            return _evaluation(report).items()
         case OptimizerReport():
-            return dict(report.metrics)
+            return report.metrics.items()
         case TimeReport():
-            return {f"time/{name}": seconds for name, seconds in report.seconds.items()}
+            return [(f"time/{name}", seconds) for name, seconds in report.seconds.items()]
         case Preparation():
-            return _preparation(report)
+            return _preparation(report).items()
+        case TrajectoryReport():
+            # Not one dict, where an environment's metric would silently replace one of ours.
+            named = chain(_trajectories(report).items(), report.metrics.items())
+            return [(f"env/{report.tag}/{name}", value) for name, value in named]
 
 
 def _supervised_step(report: SupervisedStepReport) -> Metrics:
@@ -129,6 +142,22 @@ def _preparation(report: Preparation) -> Metrics:
         "data/too_short": report.too_short,
         "data/tokens": report.tokens,
         "data/loss_tokens": report.loss_tokens,
+    }
+
+
+def _trajectories(report: TrajectoryReport) -> Metrics:
+    return {
+        "ac_tokens_per_turn": report.ac_tokens_per_turn,
+        "ob_tokens_per_turn": report.ob_tokens_per_turn,
+        "turns_per_episode": report.turns_per_episode,
+        "total_episodes": report.total_episodes,
+        "total_turns": report.total_turns,
+        "total_ac_tokens": report.total_ac_tokens,
+        "total_ob_tokens": report.total_ob_tokens,
+        "reward/total": report.mean_total_reward,
+        "by_group/frac_mixed": report.frac_mixed,
+        "by_group/frac_all_good": report.frac_all_good,
+        "by_group/frac_all_bad": report.frac_all_bad,
     }
 
 

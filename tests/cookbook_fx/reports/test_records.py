@@ -10,6 +10,7 @@ from cookbook_fx.reports import (
     TimeReport,
     flatten,
 )
+from cookbook_fx.rl import TrajectoryReport
 from cookbook_fx.runs import RunPlan
 from cookbook_fx.supervised import LikelihoodReport, Preparation
 
@@ -69,3 +70,52 @@ def test_the_account_of_the_data_is_named_whole():
     assert metrics["data/conversations"] == 3
     assert metrics["data/cut_off"] == 1
     assert len(metrics) == 8
+
+
+def trajectories(tag="all", **metrics):
+    return TrajectoryReport(
+        tag=tag,
+        ac_tokens_per_turn=2.5,
+        ob_tokens_per_turn=5.0,
+        turns_per_episode=2.0,
+        total_episodes=2,
+        total_turns=4,
+        total_ac_tokens=10,
+        total_ob_tokens=20,
+        mean_total_reward=0.75,
+        frac_mixed=0.5,
+        frac_all_good=0.25,
+        frac_all_bad=0.125,
+        metrics=metrics,
+    )
+
+
+def test_episodes_have_the_names_dashboards_know():
+    metrics = flatten(trajectories(**{"stop/completed": 0.5}))
+    assert metrics == {
+        "env/all/ac_tokens_per_turn": 2.5,
+        "env/all/ob_tokens_per_turn": 5.0,
+        "env/all/turns_per_episode": 2.0,
+        "env/all/total_episodes": 2,
+        "env/all/total_turns": 4,
+        "env/all/total_ac_tokens": 10,
+        "env/all/total_ob_tokens": 20,
+        "env/all/reward/total": 0.75,
+        "env/all/by_group/frac_mixed": 0.5,
+        "env/all/by_group/frac_all_good": 0.25,
+        "env/all/by_group/frac_all_bad": 0.125,
+        "env/all/stop/completed": 0.5,
+    }
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_each_tag_has_its_own_names():
+    metrics = flatten(trajectories("math", correct=1.0), trajectories("all", correct=0.5))
+    assert (metrics["env/math/correct"], metrics["env/all/correct"]) == (1.0, 0.5)
+    assert len(metrics) == 24
+
+
+@pytest.mark.parametrize("key", ["reward/total", "total_turns", "by_group/frac_mixed"])
+def test_an_environment_cannot_hide_a_number_of_ours(key):
+    with pytest.raises(ConfigurationError, match=f"'env/all/{key}' twice"):
+        flatten(trajectories(**{key: 1.0}))
