@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cookbook_fx.errors import DataError
 
@@ -23,6 +23,8 @@ class Datum:
             fractional weights are allowed. None counts as all ones.
         logprobs: log-probabilities (nats) recorded when the targets were sampled, `[token]`.
         advantages: how much better than expected each sampled target was, `[token]`.
+        sequence_ratio_mask: which targets make up the ratio of the whole sequence, which is gspo's,
+            `[token]`. None counts as those with a weight other than 0.
 
     Raises:
         DataError: the tokens are empty, or a column has another length.
@@ -40,6 +42,7 @@ class Datum:
     weights: Float[np.ndarray, "..."] | None = None
     logprobs: Float[np.ndarray, "..."] | None = None
     advantages: Float[np.ndarray, "..."] | None = None
+    sequence_ratio_mask: Bool[np.ndarray, "..."] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 1 or self.tokens.size == 0:
@@ -60,7 +63,7 @@ class Datum:
                 f"weights must have the shape of target_tokens {self.target_tokens.shape}, "
                 f"got {self.weights.shape}"
             )
-        for name in ("logprobs", "advantages"):
+        for name in ("logprobs", "advantages", "sequence_ratio_mask"):
             column = getattr(self, name)
             if column is not None and column.shape != self.tokens.shape:
                 raise DataError(f"{name} must have shape {self.tokens.shape}, got {column.shape}")

@@ -1,7 +1,7 @@
 """Training operations on datums: forward, forward_backward, optim_step, and scoring of prompts."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cookbook_fx.data.datum import Datum
 from cookbook_fx.data.packing import PackedRows, pack
@@ -21,7 +21,7 @@ from cookbook_fx.lm.head import PromptResult, loss_and_gradients, target_logprob
 from cookbook_fx.lm.lora import LoRA, LowRank
 from cookbook_fx.lm.transformer import Tokens, hidden_states
 from cookbook_fx.lm.weights import LMWeights
-from cookbook_fx.numerics.policy import LossSpec, token_losses
+from cookbook_fx.numerics.policy import LossSpec, sequence_log_ratios, token_losses
 
 
 class LossOutput(NamedTuple):
@@ -262,12 +262,17 @@ _Settings: TypeAlias = Mapping[str, Float[Array, ""] | float]
 
 
 class _Columns(NamedTuple):
-    """All datums of a call end to end; `policy` is sampling log-probabilities and advantages."""
+    """All datums of a call end to end.
+
+    `policy` is sampling log-probabilities and advantages; `ratio_mask` is True at the tokens that
+    make up the ratio of their sequence, where the loss has one.
+    """
 
     ids: Int[np.ndarray, " token"]
     targets: Int[np.ndarray, "token candidate"]
     weights: Float[np.ndarray, "token candidate"]
     policy: tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]] | None
+    ratio_mask: Bool[np.ndarray, " token"] | None
 
 
 class _Batch(NamedTuple):
@@ -278,6 +283,7 @@ class _Batch(NamedTuple):
     """
 
     tokens: Tokens
+    ratio_mask: Bool[Array, "row token"] | None
     order: Int[Array, " token"]
     targets: Int[Array, "token candidate"]
     weights: Float[Array, "token candidate"]
@@ -312,7 +318,18 @@ def _columns(datums: Sequence[Datum], loss: LossSpec) -> _Columns:
     if loss.is_policy_loss:
         policy = _joined(d.logprobs for d in datums), _joined(d.advantages for d in datums)
     ids = np.concatenate([datum.tokens for datum in datums]).astype(np.int32)
-    return _Columns(ids, targets, weights, policy)
+    ratio_mask = _ratio_mask(datums, weights) if loss.name == "gspo" else None
+    return _Columns(ids, targets, weights, policy, ratio_mask)
+
+
+def _ratio_mask(datums: Sequence[Datum], weights: np.ndarray) -> np.ndarray:
+    mask: np.ndarray = weights[:, 0] != 0
+    start = 0
+    for datum in datums:
+        if datum.sequence_ratio_mask is not None:
+            mask[start : start + datum.length] = datum.sequence_ratio_mask
+        start += datum.length
+    return mask
 
 
 def _joined(columns: Iterable[np.ndarray | None]) -> np.ndarray:
@@ -333,8 +350,10 @@ def _batch(rows: PackedRows, columns: _Columns) -> _Batch:
     ids, positions, segments = (
         jnp.asarray(x) for x in (rows.take(columns.ids, fill=0.0), rows.positions, rows.segments)
     )
+    mask = columns.ratio_mask
     return _Batch(
         tokens=Tokens(ids, positions, segments),
+        ratio_mask=None if mask is None else jnp.asarray(rows.take(mask, fill=False)),
         order=jnp.asarray(order),
         targets=ordered(columns.targets),
         weights=ordered(columns.weights),
@@ -418,14 +437,34 @@ def _token_losses(
     )
 
 
+def _token_wise(name: str, batch: _Batch, logprobs: Callable[[], Array]) -> tuple[str, _Batch]:
+    """A loss that is a sum of per-token terms, and the batch with which it is the one named.
+
+    The head takes tokens some hundreds at a time, in any order. GSPO asks for whole sequences, but
+    only to find their ratios s, undifferentiated: with p - log s in the place of the sampling
+    log-probabilities every token's ratio is s exp(p - sg(p)), and the rest of GSPO is PPO.
+    """
+    if name != "gspo" or batch.policy is None or batch.ratio_mask is None:
+        return name, batch
+    sampling_logprobs, advantages = batch.policy
+    current = jax.lax.stop_gradient(logprobs()[:, 0])
+    ratios = sequence_log_ratios(
+        _in_rows(current, batch),
+        sampling_logprobs=_in_rows(sampling_logprobs, batch),
+        mask=batch.ratio_mask,
+        segments=batch.tokens.segments,
+    )
+    return "ppo", batch._replace(policy=(current - _in_order(ratios, batch), advantages))
+
+
 def _in_rows(values: Array, batch: _Batch) -> Array:
     """Back from `order` to the layout of the rows."""
     values = jnp.zeros_like(values).at[batch.order].set(values, unique_indices=True)
     return values.reshape(*batch.tokens.ids.shape, *values.shape[1:])
 
 
-def _in_order(hidden: Array, batch: _Batch) -> Array:
-    return hidden.reshape(-1, hidden.shape[-1])[batch.order]
+def _in_order(values: Array, batch: _Batch) -> Array:
+    return values.reshape(-1, *values.shape[2:])[batch.order]
 
 
 def _unembed(adapter: LoRA | None) -> tuple[LowRank | None, float]:
@@ -439,7 +478,8 @@ def _forward(
     hidden = _in_order(hidden_states(weights, adapter, batch.tokens), batch)
     unembed, scale = _unembed(adapter)
     logprobs = target_logprobs(hidden, weights.head, unembed, batch.targets, scale=scale).logprobs
-    losses = _token_losses(name, settings, logprobs, (batch.weights, batch.policy))
+    token_wise, batch = _token_wise(name, batch, lambda: logprobs)
+    losses = _token_losses(token_wise, settings, logprobs, (batch.weights, batch.policy))
     return _Outputs(_in_rows(logprobs, batch), _in_rows(losses, batch))
 
 
@@ -454,12 +494,13 @@ def _forward_backward(
 ) -> tuple[LoRA, _Outputs]:
     trunk = dataclasses.replace(adapter, unembed=None)
     hidden, backward = jax.vjp(lambda lora: hidden_states(weights, lora, batch.tokens), trunk)
+    head = _in_order(hidden, batch), weights.head, adapter.unembed, batch.targets
+    token_wise, batch = _token_wise(
+        name, batch, lambda: target_logprobs(*head, scale=adapter.scale).logprobs
+    )
     result = loss_and_gradients(
-        _in_order(hidden, batch),
-        weights.head,
-        adapter.unembed,
-        batch.targets,
-        partial(_token_losses, name, settings),
+        *head,
+        partial(_token_losses, token_wise, settings),
         (batch.weights, batch.policy),
         scale=adapter.scale,
     )

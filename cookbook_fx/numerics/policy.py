@@ -328,14 +328,13 @@ def truncated_importance_weights(
     return jnp.where(mask, jnp.minimum(ratio, cap), 0)
 
 
-def log_ratio(p: Float[AnyArray, "*token"], q: Float[AnyArray, "*token"]) -> Float[Array, "*token"]:
+def log_ratio(p: Float[Array, "*token"], q: Float[Array, "*token"]) -> Float[Array, "*token"]:
     """p - q in nats; 0 where both are -inf, which p - q calls nan.
 
     Example:
         >>> log_ratio(jnp.array([-1.0, -jnp.inf]), jnp.array([-3.0, -jnp.inf])).tolist()
         [2.0, 0.0]
     """
-    p, q = jnp.asarray(p), jnp.asarray(q)
     impossible = (p == -jnp.inf) & (q == -jnp.inf)
     return jnp.where(impossible, 0, p) - jnp.where(impossible, 0, q)
 
@@ -348,8 +347,8 @@ class ClipBinds(NamedTuple):
 
 
 def clip_binds(
-    ratios: Float[AnyArray, "*token"],
-    advantages: Float[AnyArray, "*token"],
+    ratios: Float[Array, "*token"],
+    advantages: Float[Array, "*token"],
     *,
     clip_low_threshold: Threshold,
     clip_high_threshold: Threshold,
@@ -522,11 +521,11 @@ def token_losses(
         return cross_entropy(logprobs, weights=weights)
     if sampling_logprobs is None or advantages is None:
         raise ConfigurationError(f"loss {name} needs sampling_logprobs and advantages, got None")
-    losses = _POLICY_LOSSES[name](
+    losses: Array = _POLICY_LOSSES[name](
         logprobs.T,
         sampling_logprobs=sampling_logprobs[None],
         advantages=advantages[None],
         weights=weights.T,
         **settings,
     )
-    return losses.T
+    return jnp.transpose(losses)

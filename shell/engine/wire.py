@@ -323,6 +323,8 @@ _COLUMNS: Mapping[str, type[np.generic]] = {
     "weights": np.float32,
     "logprobs": np.float32,
     "advantages": np.float32,
+    # Numbers on the wire, of which only "is it 0?" is asked.
+    "sequence_ratio_mask": np.bool_,
 }
 
 
