@@ -4,9 +4,13 @@ from cookbook_fx.numerics.advantages import group_centered as group_centered
 from cookbook_fx.numerics.advantages import group_normalized as group_normalized
 from cookbook_fx.numerics.advantages import leave_one_out as leave_one_out
 from cookbook_fx.numerics.advantages import max_rl as max_rl
+from cookbook_fx.numerics.aggregation import constant_length_weights as constant_length_weights
+from cookbook_fx.numerics.aggregation import sequence_mean_weights as sequence_mean_weights
+from cookbook_fx.numerics.aggregation import token_mean_weights as token_mean_weights
 from cookbook_fx.numerics.diagnostics import PolicyDiagnostics as PolicyDiagnostics
 from cookbook_fx.numerics.diagnostics import policy_diagnostics as policy_diagnostics
 from cookbook_fx.numerics.likelihood import bits_per_byte as bits_per_byte
+from cookbook_fx.numerics.likelihood import entropy as entropy
 from cookbook_fx.numerics.likelihood import example_mean_nll as example_mean_nll
 from cookbook_fx.numerics.likelihood import mean_nll as mean_nll
 from cookbook_fx.numerics.likelihood import perplexity as perplexity

@@ -10,7 +10,7 @@ rewards hold an infinity or a nan becomes nan or infinite, and only that one.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Real, Shaped
 
 from cookbook_fx.numerics import masked
 from cookbook_fx.numerics.masked import AnyArray
@@ -50,7 +50,7 @@ def group_normalized(
     rewards: Shaped[AnyArray, "*group rollout"],
     *,
     mask: Bool[AnyArray, "*group rollout"] | None = None,
-    eps: Float[AnyArray, ""] | float = 1e-6,
+    eps: Real[AnyArray, ""] | float = 1e-6,
 ) -> Float[Array, "*group rollout"]:
     """Aᵢ = (rᵢ - mean(r)) / (std(r) + eps): GRPO's advantage.
 
@@ -104,8 +104,8 @@ def leave_one_out(
     Reference: Ahmadian et al. 2024, Back to basics, arXiv:2402.14740.
     """
     mask = _everywhere(rewards, mask)
-    count = masked.total(mask, mask, axis=-1)[..., None]
-    return _centered(rewards, mask) * (count / jnp.maximum(count - 1, 1))
+    count = masked.count(mask, axis=-1)[..., None]
+    return _centered(rewards, mask) * count / jnp.maximum(count - 1, 1)
 
 
 @jax.jit

@@ -73,6 +73,32 @@ def example_mean_nll(
     return means
 
 
+def entropy(logprobs: Float[AnyArray, "*token vocab"]) -> Float[AnyArray, "*token"] | np.floating:
+    """-Σᵥ pᵥ·log pᵥ of each token's distribution, in nats.
+
+    Args:
+        logprobs: of the whole vocabulary, normalized: `jax.nn.log_softmax` of logits, never the
+            logits themselves. Any of them may be -inf.
+
+    Returns:
+        From 0, certain, to log(vocab), uniform. A probability of 0 adds 0, and nothing to the
+        gradient. At least float32.
+
+    Example:
+        >>> import numpy as np
+        >>> float(entropy(np.array([-np.log(2), -np.log(2), -np.inf])) / np.log(2))
+        1.0
+
+    Reference:
+        Shannon (1948), A mathematical theory of communication, section 6.
+    """
+    xp = _namespace(logprobs)
+    is_impossible = logprobs == -xp.inf
+    finite = xp.where(is_impossible, 0, _wide(logprobs))
+    nats: AnyArray | np.floating = -xp.sum(xp.where(is_impossible, 0, xp.exp(finite) * finite), -1)
+    return nats
+
+
 def perplexity(
     mean_nll_nats: Float[AnyArray, "*shape"] | np.floating,
 ) -> Float[AnyArray, "*shape"] | np.floating:

@@ -1,14 +1,14 @@
 """Reductions over the part of an array that counts; 0, not nan, where nothing does.
 
 What stands where the mask is False is never looked at: nan and infinities there reach neither the
-result nor the gradient. Everything is added up in at least float32, a row at a time and then over
-rows, so that a sum over millions of tokens keeps its digits.
+result nor the gradient. Sums are of at least float32, which XLA adds up as a tree, so that millions
+of tokens keep their digits; counts are of integers, so that none is lost.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 AnyArray = jax.Array | np.ndarray
 
@@ -21,6 +21,13 @@ def keep(
     Call it on what goes *into* a formula: selecting only from the result leaves the gradient nan
     wherever the formula has no finite one.
 
+    Args:
+        values: floats, integers or bools; integers beyond 2²⁴ are rounded to float32.
+        mask: False where the value does not count.
+
+    Returns:
+        float64 for float64, float32 for everything else.
+
     Example:
         >>> keep(jnp.array([1, 2]), jnp.array([True, False])).tolist()
         [1.0, 0.0]
@@ -29,25 +36,41 @@ def keep(
     return jnp.where(mask, values, 0).astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
+def count(mask: Bool[AnyArray, "*shape"], *, axis: int | None = None) -> Integer[Array, "..."]:
+    """How many positions count.
+
+    Args:
+        mask: True where a value counts.
+        axis: the one to count along; None for all, also in an array without axes.
+
+    Example:
+        >>> int(count(jnp.array([True, False, True])))
+        2
+    """
+    return jnp.sum(jnp.asarray(mask), axis=axis)
+
+
 def total(
     values: Shaped[AnyArray, "*shape"],
     mask: Bool[AnyArray, "*shape"],
     *,
     axis: int | None = None,
 ) -> Float[Array, "..."]:
-    """Σ of the values that count; 0 where none does.
+    """Σ of the values that count.
 
     Args:
-        axis: the one to add along; None for all.
+        values: what to add up; see `keep`.
+        mask: True where a value counts.
+        axis: the one to add along; None for all, also in an array without axes.
+
+    Returns:
+        0 where nothing counts, as in an empty array.
 
     Example:
         >>> float(total(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
         1.0
     """
-    kept = keep(values, mask)
-    if axis is not None:
-        return jnp.sum(kept, axis=axis)
-    return jnp.sum(jnp.sum(kept, axis=-1)) if kept.ndim else kept
+    return jnp.sum(keep(values, mask), axis=axis)
 
 
 def mean(
@@ -56,14 +79,18 @@ def mean(
     *,
     axis: int | None = None,
 ) -> Float[Array, "..."]:
-    """The mean of the values that count; 0 where none does.
+    """The mean of the values that count: `total` / `count`.
 
     Args:
-        axis: the one to average along; None for all.
+        values: what to average; see `keep`.
+        mask: True where a value counts.
+        axis: the one to average along; None for all, also in an array without axes.
+
+    Returns:
+        0 where nothing counts, as in an empty array.
 
     Example:
         >>> mean(jnp.array([[1, 3], [5, 7]]), jnp.array([[True, True], [False, False]]), axis=1)
         Array([2., 0.], dtype=float32)
     """
-    count = total(mask, mask, axis=axis)
-    return total(values, mask, axis=axis) / jnp.maximum(count, 1)
+    return total(values, mask, axis=axis) / jnp.maximum(count(mask, axis=axis), 1)

@@ -26,16 +26,22 @@ def learning_rate_multiplier(
         constant          1
         linear            1 - x
         cosine            ½(1 + cos πx)
-        wsd               1 until T - D, then (T - s) / D, with D = `decay_fraction` · T
+        wsd               1 until T - D, then (T - s) / D, with D = `decay_fraction` · T in whole
+                          steps, at least one
 
     Past the end the value at T stays: 0, or 1 for constant. The last step, T - 1, is not yet 0.
 
     Args:
         name: one of `SCHEDULES`.
-        step: steps completed before this one; an array of them gives the whole curve at once.
+        step: steps completed before this one; an array of them gives the whole curve at once. The
+            only argument that may be traced, under `jit` and `vmap`: the others make the program
+            and are checked first. Negative steps count as 0.
         total_steps: steps of the run.
         warmup_steps: steps at the beginning that rise to the full rate.
         decay_fraction: share of the run that wsd (warm-up, stable, decay) decays in, in (0, 1].
+
+    Returns:
+        The multipliers, in the step's shape.
 
     Raises:
         ConfigurationError: an unknown name, a run without steps, a warm-up that leaves no step, or
