@@ -10,18 +10,16 @@ returns every token's log-probability. Needs the extra `peers`.
 """
 
 import argparse
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-# Read by the C library when a process starts; a page fault per 4 KiB costs both sides about 10 %.
-_PROCESS_SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+from benchmarks import timing
+from benchmarks.timing import Timing
 
 
 class Work(NamedTuple):
@@ -33,14 +31,6 @@ class Work(NamedTuple):
     new_tokens: int
 
 
-class Timing(NamedTuple):
-    """Seconds by the clock on the wall, by the processor's, and until the first tokens."""
-
-    wall: float
-    processor: float
-    first: float
-
-
 class Ceiling(NamedTuple):
     """What the machine can do: operations and bytes read per second."""
 
@@ -50,13 +40,7 @@ class Ceiling(NamedTuple):
 
 def main() -> None:
     arguments = _arguments()
-    if any(os.environ.get(key) != value for key, value in _PROCESS_SETTINGS.items()):
-        os.execve(
-            sys.executable,
-            [sys.executable, *sys.orig_argv[1:]],
-            {**os.environ, **_PROCESS_SETTINGS},
-        )
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.cores :])
+    timing.settle(arguments.cores)
 
     directory = _model_directory(arguments.model)
     ours, theirs = _our_sampler(directory), _peer_sampler(directory)
@@ -70,41 +54,40 @@ def main() -> None:
         "ratio: median  best  processor | first tokens after"
     )
     for work in _works(arguments.sequences):
-        first_call = _timed(ours, work)
-        _timed(theirs, work)
-        mine, peer = [], []
+        first_call, _ = timing.timed(ours, work)
+        theirs(work)
+        mine, first, peer = [], [], []
         for _ in range(arguments.repeats):
-            mine.append(_timed(ours, work))
-            peer.append(_timed(theirs, work))
-        _print_row(work, mine, peer, _ceiling_seconds(directory, work, ceiling))
+            took, first_after = timing.timed(ours, work)
+            mine.append(took)
+            first.append(first_after)
+            peer.append(timing.timed(theirs, work)[0])
+        _print_row(work, mine, peer, first, _ceiling_seconds(directory, work, ceiling))
         compiling = first_call.processor - statistics.median(each.processor for each in mine)
         print(f"{'':>18} | first call: {compiling:.1f} s of processor time more, compiling")
 
 
-def _print_row(work: Work, mine: list[Timing], peer: list[Timing], ceiling: float) -> None:
+def _print_row(
+    work: Work,
+    mine: Sequence[Timing],
+    peer: Sequence[Timing],
+    first: Sequence[float],
+    ceiling: float,
+) -> None:
     tokens = len(work.prompts) * work.samples * work.new_tokens
-    ratios = [b.wall / a.wall for a, b in zip(mine, peer, strict=True)]
-    processor = [b.processor / a.processor for a, b in zip(mine, peer, strict=True)]
-    best = min(each.wall for each in peer) / min(each.wall for each in mine)
+    ratio = timing.ratio(peer, mine)
     print(
         f"{work.name:>18} | "
-        f"{tokens / statistics.median(each.wall for each in mine):7.1f} "
-        f"{tokens / statistics.median(each.wall for each in peer):7.1f} "
+        f"{tokens / timing.median(mine):7.1f} {tokens / timing.median(peer):7.1f} "
         f"{tokens / ceiling:8.1f}          |"
-        f"        {statistics.median(ratios):6.2f} {best:5.2f} "
-        f"{statistics.median(processor):10.2f} | "
-        f"{statistics.median(each.first for each in mine):.2f} s",
+        f"        {ratio.median:6.2f} {ratio.best:5.2f} {ratio.processor:10.2f} | "
+        f"{statistics.median(first):.2f} s",
         flush=True,
     )
 
 
-def _timed(sample: Callable[[Work], float], work: Work) -> Timing:
-    wall, processor = time.perf_counter(), time.process_time()
-    first = sample(work)
-    return Timing(time.perf_counter() - wall, time.process_time() - processor, first - wall)
-
-
 def _our_sampler(directory: Path) -> Callable[[Work], float]:
+    """A function that samples and says after how many seconds the first tokens were there."""
     import jax
 
     from cookbook_fx import lm
@@ -113,6 +96,7 @@ def _our_sampler(directory: Path) -> Callable[[Work], float]:
     model = jax.block_until_ready(lm.decode_weights(load_weights(directory), None))
 
     def sample(work: Work) -> float:
+        began = time.perf_counter()
         params = lm.SamplingParams(max_tokens=work.new_tokens, seed=0)
         generation = lm.admit(
             model,
@@ -125,20 +109,20 @@ def _our_sampler(directory: Path) -> Callable[[Work], float]:
         first = None
         while generation.row_ids:
             generation, _ = lm.advance(model, generation)
-            first = first or time.perf_counter()
-        return first or time.perf_counter()
+            first = first or time.perf_counter() - began
+        return first or time.perf_counter() - began
 
     return sample
 
 
-def _peer_sampler(directory: Path) -> Callable[[Work], float]:
+def _peer_sampler(directory: Path) -> Callable[[Work], None]:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
 
-    def sample(work: Work) -> float:
+    def sample(work: Work) -> None:
         prompts = torch.as_tensor(work.prompts.astype(np.int64))
         model.generate(
             prompts,
@@ -149,7 +133,6 @@ def _peer_sampler(directory: Path) -> Callable[[Work], float]:
             max_new_tokens=work.new_tokens,
             pad_token_id=0,
         )
-        return time.perf_counter()
 
     return sample
 
@@ -183,7 +166,7 @@ def _matmul_speed() -> float:
     import jax.numpy as jnp
 
     x, multiply = jnp.ones((2048, 2048)), jax.jit(jnp.matmul)
-    return 2 * 2048**3 / _shortest(lambda: multiply(x, x).block_until_ready())
+    return timing.matmul_speed(lambda: multiply(x, x).block_until_ready())
 
 
 def _read_speed() -> float:
@@ -192,16 +175,8 @@ def _read_speed() -> float:
     import jax.numpy as jnp
 
     x, matrix, multiply = jnp.ones(2048), jnp.ones((65_536, 2048)), jax.jit(jnp.matmul)
-    return matrix.nbytes / _shortest(lambda: multiply(matrix, x).block_until_ready())
-
-
-def _shortest(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    (timings,) = timing.in_turns([lambda: multiply(matrix, x).block_until_ready()], repeats=8)
+    return matrix.nbytes / timing.shortest(timings)
 
 
 def _model_directory(model: str | None) -> Path:

@@ -11,18 +11,16 @@ Tokens per second count real tokens only. Needs the extra `peers`.
 """
 
 import argparse
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-# Read by the C library when a process starts; a page fault per 4 KiB costs both sides about 10 %.
-_PROCESS_SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+from benchmarks import timing
+from benchmarks.timing import Timing
+
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # The peer holds the logits of a whole padded batch; longer rows would not fit beside the rest.
 _MAX_LENGTH = 256
@@ -37,28 +35,16 @@ class Example(NamedTuple):
     weights: np.ndarray
 
 
-class Timing(NamedTuple):
-    """Seconds of one step, by the clock on the wall and by the processor's."""
-
-    wall: float
-    processor: float
-
-
 def main() -> None:
     arguments = _arguments()
-    if any(os.environ.get(key) != value for key, value in _PROCESS_SETTINGS.items()):
-        os.execve(
-            sys.executable,
-            [sys.executable, *sys.orig_argv[1:]],
-            {**os.environ, **_PROCESS_SETTINGS},
-        )
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+    timing.settle(arguments.cores)
 
     directory = _model_directory(arguments.model)
     ours, theirs = _our_step(directory), _peer_step(directory)
     print(f"{arguments.cores} core(s), float32, {directory.name}")
     for name, multiply in _matmuls():
-        print(f"  matmul ceiling {name:6} {_ceiling(multiply):6.0f} GFLOP/s (2048 x 2048 x 2048)")
+        speed = timing.matmul_speed(multiply) / 1e9
+        print(f"  matmul ceiling {name:6} {speed:6.0f} GFLOP/s (2048 x 2048 x 2048)")
     print(
         f"{'batch':>14} {'tokens':>7} | {'ours':>7} {'peer':>7} tokens/s |"
         f" ratio: median  best  processor"
@@ -71,8 +57,8 @@ def main() -> None:
         peer: list[Timing] = []
         for repeat in range(arguments.repeats):
             batch = batches[repeat % len(batches)]
-            mine.append(_timed(ours, batch))
-            peer.append(_timed(theirs, batch))
+            mine.append(timing.timed(ours, batch)[0])
+            peer.append(timing.timed(theirs, batch)[0])
         tokens = [
             sum(len(e.tokens) for e in batches[r % len(batches)]) for r in range(arguments.repeats)
         ]
@@ -83,23 +69,16 @@ def _print_row(
     shape: str, tokens: Sequence[int], mine: Sequence[Timing], peer: Sequence[Timing]
 ) -> None:
     def speeds(timings: Sequence[Timing]) -> list[float]:
-        return [n / timing.wall for n, timing in zip(tokens, timings, strict=True)]
+        return [n / each.wall for n, each in zip(tokens, timings, strict=True)]
 
-    ratios = [b.wall / a.wall for a, b in zip(mine, peer, strict=True)]
-    processor = [b.processor / a.processor for a, b in zip(mine, peer, strict=True)]
+    ratio = timing.ratio(peer, mine)
     print(
         f"{shape:>14} {statistics.mean(tokens):7.0f} | "
         f"{statistics.median(speeds(mine)):7.1f} {statistics.median(speeds(peer)):7.1f}          |"
-        f"        {statistics.median(ratios):6.2f} {max(speeds(mine)) / max(speeds(peer)):5.2f} "
-        f"{statistics.median(processor):10.2f}",
+        f"        {ratio.median:6.2f} {max(speeds(mine)) / max(speeds(peer)):5.2f} "
+        f"{ratio.processor:10.2f}",
         flush=True,
     )
-
-
-def _timed(step: Callable[[Sequence[Example]], float], batch: Sequence[Example]) -> Timing:
-    wall, processor = time.perf_counter(), time.process_time()
-    step(batch)
-    return Timing(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def _our_step(directory: Path) -> Callable[[Sequence[Example]], float]:
@@ -173,15 +152,6 @@ def _matmuls() -> list[tuple[str, Callable[[], object]]]:
     x, y = jnp.ones((2048, 2048)), torch.ones(2048, 2048)
     multiply = jax.jit(jnp.matmul)
     return [("jax", lambda: multiply(x, x).block_until_ready()), ("torch", lambda: y @ y)]
-
-
-def _ceiling(multiply: Callable[[], object]) -> float:
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        multiply()
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(times) / 1e9
 
 
 def _batches(shape: str, directory: Path) -> list[list[Example]]:
