@@ -5,9 +5,9 @@ tokens, and one under the reference model; a log-ratio is the first minus the se
 is the completion's implicit reward, and m is the log-ratio of the chosen completion minus that of
 the rejected one. Losses are per pair, are minimised and average over pairs.
 
-Large margins neither overflow nor lose the gradient. An infinite one, from a -inf token that
-counts, gives the limit: a rejected completion that is impossible costs nothing under a logistic
-loss, a chosen one costs inf. The difference of two infinities is nan, in value and gradient.
+Large margins neither overflow nor turn the gradient into nan. An infinite one, from a -inf token
+that counts, gives the limit: to `dpo`, a chosen completion that is impossible costs inf and still
+has its gradient, a rejected one costs nothing. The difference of two infinities is nan.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Real
 
+from cookbook_fx.errors import DataError
 from cookbook_fx.numerics import masked
 from cookbook_fx.numerics.masked import AnyArray
 
@@ -414,10 +415,10 @@ class PreferenceGradients(NamedTuple):
 
 @partial(jax.jit, static_argnames="loss")
 def preference_gradients(
-    logprobs: Float[AnyArray, "*pair 2 token"],
+    logprobs: Float[AnyArray, "*pair completion token"],
     *,
-    weights: Float[AnyArray, "*pair 2 token"],
-    reference_logprobs: Float[AnyArray, "*pair 2"] | None = None,
+    weights: Float[AnyArray, "*pair completion token"],
+    reference_logprobs: Float[AnyArray, "*pair completion"] | None = None,
     loss: Callable[..., Float[Array, "*pair"]] = dpo,
     beta: Scalar,
     mask: Bool[AnyArray, "*pair"] | None = None,
@@ -432,8 +433,9 @@ def preference_gradients(
     Args:
         logprobs: of the chosen (0) and the rejected (1) completion's tokens, nats; anything where
             the weight is 0.
-        weights: of each token, as in `sequence_logprobs`. `simpo` and `orpo` average over them,
-            the others sum; weights that add up to 1 in each row turn the sum into the mean.
+        weights: of each token, as in `sequence_logprobs`. `simpo` and `orpo` are given averages
+            over them, any other function sums; weights that add up to 1 in each row turn those into
+            averages.
         reference_logprobs: `sequence_logprobs` of the reference model, for the losses that have
             one.
         loss: `dpo`, `robust_dpo`, `ipo`, `hinge`, `simpo`, `orpo`, or a function with their
@@ -447,6 +449,7 @@ def preference_gradients(
         Gradients of 0 where the weight is 0 and in masked pairs; no pairs give metrics of 0.
 
     Raises:
+        DataError: the axis before the last is not the pair's two completions.
         TypeError: a reference or setting that the loss does not take, or lacks.
 
     Example:
@@ -463,6 +466,12 @@ def preference_gradients(
                [-0.025, -0.025],
                [ 0.025,  0.025]], dtype=float32)
     """
+    # An index beyond an axis would silently be taken for its end.
+    if logprobs.shape[-2] != 2:
+        raise DataError(
+            "logprobs must have shape [*pair, 2, token], chosen and rejected, got "
+            f"{logprobs.shape}; rows that come in turn are rows.reshape(-1, 2, token)"
+        )
     logprobs = _wide(logprobs)
     mask = jnp.ones(logprobs.shape[:-2], bool) if mask is None else jnp.asarray(mask)
     weights = jnp.where(mask[..., None, None], weights, 0)
@@ -508,8 +517,8 @@ def _log_odds(logprobs: Array) -> Array:
     """log P - log(1 - P)."""
     # The odds of what is certain are infinite: the value is held back, its gradient is not.
     largest = -np.finfo(logprobs.dtype).eps
-    excess = jnp.where(logprobs > largest, logprobs - largest, 0)
-    logprobs = logprobs - jax.lax.stop_gradient(excess)
+    held = largest + (logprobs - jax.lax.stop_gradient(logprobs))
+    logprobs = jnp.where(logprobs > largest, held, logprobs)
     return logprobs - jnp.log(-jnp.expm1(logprobs))
 
 
