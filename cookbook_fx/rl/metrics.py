@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cookbook_fx.errors import DataError
-from cookbook_fx.rl.trajectory import Metrics, TrajectoryGroup
+from cookbook_fx.rl.trajectory import TrajectoryGroup, Transition
 
 ALL = "all"
 
@@ -131,7 +131,21 @@ def _selections(
     return selections | {ALL: everything}
 
 
+class _Counts(NamedTuple):
+    """What is counted of one group, or of several."""
+
+    episodes: int
+    turns: int
+    ac_tokens: int
+    ob_tokens: int
+    mixed: int
+    all_good: int
+    all_bad: int
+
+
 class _MetricSums(NamedTuple):
+    """Per group, each metric's values added up and how many there were."""
+
     names: tuple[str, ...]
     sums: Float[np.ndarray, "name group"]
     counts: Int[np.ndarray, "name group"]
@@ -140,76 +154,46 @@ class _MetricSums(NamedTuple):
 class _GroupSums(NamedTuple):
     """Everything that a report adds up, already added up within each group."""
 
-    episodes: Int[np.ndarray, " group"]
-    turns: Int[np.ndarray, " group"]
-    ac_tokens: Int[np.ndarray, " group"]
-    ob_tokens: Int[np.ndarray, " group"]
+    counts: Int[np.ndarray, "group count"]
     rewards: Float[np.ndarray, " group"]
-    is_mixed: Bool[np.ndarray, " group"]
-    is_all_good: Bool[np.ndarray, " group"]
-    is_all_bad: Bool[np.ndarray, " group"]
     metrics: _MetricSums
 
 
 def _group_sums(groups: Sequence[TrajectoryGroup], good_reward: float) -> _GroupSums:
-    num_groups = len(groups)
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories_G]
-    turns = [turn for trajectory in trajectories for turn in trajectory.transitions]
-    episodes = _integers([len(group.trajectories_G) for group in groups])
-    trajectory_group = np.repeat(np.arange(num_groups), episodes)
-    trajectory_turns = _integers([len(trajectory.transitions) for trajectory in trajectories])
-    turn_group = np.repeat(trajectory_group, trajectory_turns)
-    rewards = np.array(
-        [reward for group in groups for reward in group.get_total_rewards()], np.float64
-    )
-
-    def added(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-        return np.bincount(group, values, num_groups).astype(values.dtype)
-
-    one_of_them = np.zeros(num_groups)
-    one_of_them[trajectory_group] = rewards
-    is_mixed = added(rewards != one_of_them[trajectory_group], trajectory_group)
-    is_uniform = ~is_mixed & (episodes > 0)
-
+    counts: list[_Counts] = []
+    rewards: list[float] = []
+    keys: list[str] = []
+    values: list[Any] = []
+    ends: list[int] = []
+    for group in groups:
+        turns = [turn for trajectory in group.trajectories_G for turn in trajectory.transitions]
+        earned = group.get_total_rewards()
+        counts.append(_counts(turns, earned, good_reward))
+        rewards.append(sum(earned))
+        for metrics in chain([turn.metrics for turn in turns], group.metrics_G):
+            keys.extend(metrics)
+            values.extend(metrics.values())
+        ends.append(len(keys))
     return _GroupSums(
-        episodes=episodes,
-        turns=added(trajectory_turns, trajectory_group),
-        ac_tokens=added(_integers([len(turn.ac.tokens) for turn in turns]), turn_group),
-        ob_tokens=added(_integers([len(turn.ob) for turn in turns]), turn_group),
-        rewards=added(rewards, trajectory_group),
-        is_mixed=is_mixed,
-        is_all_good=is_uniform & (one_of_them >= good_reward),
-        is_all_bad=is_uniform & (one_of_them < good_reward),
-        metrics=_metric_sums(groups, [turn.metrics for turn in turns], turn_group),
+        counts=np.array(counts, np.int64).reshape(-1, len(_Counts._fields)),
+        rewards=np.array(rewards, np.float64),
+        metrics=_metric_sums(keys, _numbers(keys, values), np.array(ends, np.int64)),
     )
 
 
-def _metric_sums(
-    groups: Sequence[TrajectoryGroup],
-    turn_metrics: list[Metrics],
-    turn_group: Int[np.ndarray, " turn"],
-) -> _MetricSums:
-    num_groups = len(groups)
-    dicts = [*turn_metrics, *chain.from_iterable(group.metrics_G for group in groups)]
-    own = np.repeat(np.arange(num_groups), _integers([len(group.metrics_G) for group in groups]))
-    value_group = np.repeat(
-        np.concatenate([turn_group, own]), _integers([len(metrics) for metrics in dicts])
+def _counts(turns: list[Transition], earned: Sequence[float | int], good_reward: float) -> _Counts:
+    # A nan differs also from itself, so that even one alone makes the group mixed.
+    is_mixed = any(reward != earned[0] for reward in earned)
+    is_good = bool(earned) and not is_mixed and earned[0] >= good_reward
+    return _Counts(
+        episodes=len(earned),
+        turns=len(turns),
+        ac_tokens=sum([len(turn.ac.tokens) for turn in turns]),
+        ob_tokens=sum([len(turn.ob) for turn in turns]),
+        mixed=is_mixed,
+        all_good=is_good,
+        all_bad=bool(earned) and not is_mixed and not is_good,
     )
-    keys = list(chain.from_iterable(dicts))
-    values = _numbers(keys, [value for metrics in dicts for value in metrics.values()])
-    position = {name: position for position, name in enumerate(dict.fromkeys(keys))}
-    cell = _integers([position[key] for key in keys]) * num_groups + value_group
-    shape = (len(position), num_groups)
-    num_cells = len(position) * num_groups
-    return _MetricSums(
-        names=tuple(position),
-        sums=np.bincount(cell, values, num_cells).reshape(shape),
-        counts=np.bincount(cell, minlength=num_cells).reshape(shape),
-    )
-
-
-def _integers(values: list[int]) -> Int[np.ndarray, " value"]:
-    return np.array(values, np.int64)
 
 
 def _numbers(keys: list[str], values: list[Any]) -> Float[np.ndarray, " value"]:
@@ -224,27 +208,39 @@ def _numbers(keys: list[str], values: list[Any]) -> Float[np.ndarray, " value"]:
     return np.array(values, np.float64)
 
 
-def _report(tag: str, sums: _GroupSums, selected: Bool[np.ndarray, " group"]) -> TrajectoryReport:
-    def total(of_group: np.ndarray) -> int:
-        return int(of_group[selected].sum())
+def _metric_sums(
+    keys: list[str], values: Float[np.ndarray, " value"], ends: Int[np.ndarray, " group"]
+) -> _MetricSums:
+    """Adds up values that lie group after group; `ends` says where each group's end."""
+    num_groups = len(ends)
+    position = {name: position for position, name in enumerate(dict.fromkeys(keys))}
+    row = np.fromiter(map(position.__getitem__, keys), np.int64, len(keys))
+    group = np.repeat(np.arange(num_groups), np.diff(ends, prepend=0))
+    shape = (len(position), num_groups)
+    cell, num_cells = row * num_groups + group, len(position) * num_groups
+    return _MetricSums(
+        names=tuple(position),
+        sums=np.bincount(cell, values, num_cells).reshape(shape),
+        counts=np.bincount(cell, minlength=num_cells).reshape(shape),
+    )
 
-    episodes, turns = total(sums.episodes), total(sums.turns)
-    ac_tokens, ob_tokens = total(sums.ac_tokens), total(sums.ob_tokens)
-    mixed, good, bad = total(sums.is_mixed), total(sums.is_all_good), total(sums.is_all_bad)
-    judged = mixed + good + bad
+
+def _report(tag: str, sums: _GroupSums, selected: Bool[np.ndarray, " group"]) -> TrajectoryReport:
+    found = _Counts(*sums.counts[selected].sum(axis=0).tolist())
+    judged = found.mixed + found.all_good + found.all_bad
     return TrajectoryReport(
         tag=tag,
-        ac_tokens_per_turn=_ratio(ac_tokens, turns),
-        ob_tokens_per_turn=_ratio(ob_tokens, turns),
-        turns_per_episode=_ratio(turns, episodes),
-        total_episodes=episodes,
-        total_turns=turns,
-        total_ac_tokens=ac_tokens,
-        total_ob_tokens=ob_tokens,
-        mean_total_reward=_ratio(float(sums.rewards[selected].sum()), episodes),
-        frac_mixed=_ratio(mixed, judged),
-        frac_all_good=_ratio(good, judged),
-        frac_all_bad=_ratio(bad, judged),
+        ac_tokens_per_turn=_ratio(found.ac_tokens, found.turns),
+        ob_tokens_per_turn=_ratio(found.ob_tokens, found.turns),
+        turns_per_episode=_ratio(found.turns, found.episodes),
+        total_episodes=found.episodes,
+        total_turns=found.turns,
+        total_ac_tokens=found.ac_tokens,
+        total_ob_tokens=found.ob_tokens,
+        mean_total_reward=_ratio(float(sums.rewards[selected].sum()), found.episodes),
+        frac_mixed=_ratio(found.mixed, judged),
+        frac_all_good=_ratio(found.all_good, judged),
+        frac_all_bad=_ratio(found.all_bad, judged),
         metrics=_metric_means(sums.metrics, selected),
     )
 
