@@ -9,6 +9,15 @@ from cookbook_fx.numerics.aggregation import sequence_mean_weights as sequence_m
 from cookbook_fx.numerics.aggregation import token_mean_weights as token_mean_weights
 from cookbook_fx.numerics.diagnostics import PolicyDiagnostics as PolicyDiagnostics
 from cookbook_fx.numerics.diagnostics import policy_diagnostics as policy_diagnostics
+from cookbook_fx.numerics.gae import generalized_advantages as generalized_advantages
+from cookbook_fx.numerics.kl import KLPenalty as KLPenalty
+from cookbook_fx.numerics.kl import SampleTrainKL as SampleTrainKL
+from cookbook_fx.numerics.kl import kl_divergence as kl_divergence
+from cookbook_fx.numerics.kl import kl_k1 as kl_k1
+from cookbook_fx.numerics.kl import kl_k2 as kl_k2
+from cookbook_fx.numerics.kl import kl_k3 as kl_k3
+from cookbook_fx.numerics.kl import kl_penalty as kl_penalty
+from cookbook_fx.numerics.kl import sample_train_kl as sample_train_kl
 from cookbook_fx.numerics.likelihood import bits_per_byte as bits_per_byte
 from cookbook_fx.numerics.likelihood import entropy as entropy
 from cookbook_fx.numerics.likelihood import example_mean_nll as example_mean_nll
@@ -39,5 +48,7 @@ from cookbook_fx.numerics.preference import preference_metrics as preference_met
 from cookbook_fx.numerics.preference import robust_dpo as robust_dpo
 from cookbook_fx.numerics.preference import sequence_logprobs as sequence_logprobs
 from cookbook_fx.numerics.preference import simpo as simpo
+from cookbook_fx.numerics.returns import discounted_sums as discounted_sums
+from cookbook_fx.numerics.returns import linear_recurrence as linear_recurrence
 from cookbook_fx.numerics.schedules import SCHEDULES as SCHEDULES
 from cookbook_fx.numerics.schedules import learning_rate_multiplier as learning_rate_multiplier
