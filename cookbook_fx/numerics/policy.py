@@ -517,15 +517,17 @@ def token_losses(
         >>> token_losses("cross_entropy", p, weights=ones, settings={}).tolist()
         [[1.0], [1.0]]
     """
+    losses: Array
     if name == "cross_entropy":
-        return cross_entropy(logprobs, weights=weights)
+        losses = cross_entropy(logprobs, weights=weights)
+        return losses
     if sampling_logprobs is None or advantages is None:
         raise ConfigurationError(f"loss {name} needs sampling_logprobs and advantages, got None")
-    losses: Array = _POLICY_LOSSES[name](
+    losses = _POLICY_LOSSES[name](
         logprobs.T,
         sampling_logprobs=sampling_logprobs[None],
         advantages=advantages[None],
         weights=weights.T,
         **settings,
     )
-    return jnp.transpose(losses)
+    return losses.T

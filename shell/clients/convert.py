@@ -1,11 +1,14 @@
 """The one crossing between the library's records and the SDK's: arrays in, arrays out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, overload
 
 import numpy as np
 import tinker
 from jaxtyping import Float, Int
+from pydantic_core import SchemaSerializer, core_schema
 
 from cookbook_fx.data import Datum
 from cookbook_fx.lm import AdamParams
@@ -38,18 +41,108 @@ class Sample(NamedTuple):
     stop_reason: str
 
 
-def to_sdk_datum(datum: Datum) -> tinker.Datum:
-    """A Datum as the SDK sends it; columns that are None are left out."""
+class _Tokens(Sequence[int]):
+    """Token ids in an array that reads, compares and serialises as the list the SDK expects.
+
+    The SDK asks for a sequence of integers and turns it into an array again to send it. A list in
+    between, and looking at each of its items, is most of what a step's data would cost.
+    """
+
+    __slots__ = ("_ids",)
+    __pydantic_serializer__ = SchemaSerializer(
+        core_schema.any_schema(serialization=core_schema.plain_serializer_function_ser_schema(list))
+    )
+
+    def __init__(self, ids: Int[np.ndarray, " token"]) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        picked: int | list[int] = self._ids[index].tolist()
+        return picked
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
+    def __array__(
+        self, dtype: np.dtype | None = None, *, copy: bool | None = None
+    ) -> Int[np.ndarray, " token"]:
+        return np.asarray(self._ids, dtype=dtype, copy=copy)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def to_sdk_data(data: Sequence[Datum], *, loss: str = "cross_entropy") -> list[tinker.Datum]:
+    """A batch of datums, in order.
+
+    Columns that are None are left out. For gspo the mask of the sequence's ratio is spelled out, as
+    Tinker asks for it; elsewhere it is left out. Arrays of the dtypes the SDK sends are not copied.
+    """
+    with _collection_paused():
+        return [_to_sdk_datum(datum, loss) for datum in data]
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keeps Python from looking for garbage meanwhile.
+
+    A step's data are some ten thousand small objects, none of them in a cycle. So many at once make
+    the collector walk everything the process holds, which takes longer than making them.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _to_sdk_datum(datum: Datum, loss: str) -> tinker.Datum:
     columns = {
-        "target_tokens": datum.target_tokens.astype(np.int64),
         "weights": datum.weights,
         "logprobs": datum.logprobs,
         "advantages": datum.advantages,
+        "sequence_ratio_mask": _sequence_ratio_mask(datum) if loss == "gspo" else None,
     }
-    return tinker.Datum(
-        model_input=to_sdk_prompt(datum.tokens),
-        loss_fn_inputs={name: column for name, column in columns.items() if column is not None},
+    inputs = {
+        name: tinker.TensorData(data=column, dtype="float32", shape=list(column.shape))
+        for name, column in columns.items()
+        if column is not None
+    }
+    targets = datum.target_tokens
+    inputs["target_tokens"] = tinker.TensorData(
+        data=targets, dtype="int64", shape=list(targets.shape)
     )
+    return tinker.Datum(model_input=_model_input(datum.tokens), loss_fn_inputs=inputs)
+
+
+def _sequence_ratio_mask(datum: Datum) -> np.ndarray:
+    if datum.sequence_ratio_mask is not None:
+        return datum.sequence_ratio_mask
+    if datum.weights is None:
+        return np.ones(datum.length, np.float32)
+    return datum.weights != 0
+
+
+def _model_input(tokens: Int[np.ndarray, " token"]) -> tinker.ModelInput:
+    # Of other integers some do not fit into what is sent, and only as a list are they refused.
+    if tokens.dtype != np.int32:
+        return to_sdk_prompt(tokens)
+    # The one place where the SDK's validation is skipped: a Datum has checked that these are one
+    # row of at least one token, and the dtype says the rest.
+    text = tinker.EncodedTextChunk.model_construct(tokens=_Tokens(tokens))
+    return tinker.ModelInput(chunks=[text])
 
 
 def to_sdk_prompt(tokens: Int[np.ndarray, " token"]) -> tinker.ModelInput:
@@ -92,11 +185,6 @@ def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
         )
         for sequence in response.sequences
     )
-
-
-def to_sdk_data(data: Sequence[Datum]) -> list[tinker.Datum]:
-    """A batch of datums, in order."""
-    return [to_sdk_datum(datum) for datum in data]
 
 
 def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:

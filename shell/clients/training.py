@@ -1,6 +1,6 @@
 """One LoRA in training on an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -15,26 +15,38 @@ from shell.clients.pending import Pending
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainer:
-    """Submits operations without waiting; the engine does them in the order of submission."""
+    """Submits operations without waiting; the engine does them in the order of submission.
+
+    A `loss` is one of `numerics.LOSS_DEFAULTS`, or another that the engine knows; `config` holds
+    those of its settings that are not to be the engine's own.
+    """
 
     sdk: tinker.TrainingClient
 
     def forward_backward(
-        self, data: Sequence[Datum], *, loss: str = "cross_entropy"
+        self,
+        data: Sequence[Datum],
+        *,
+        loss: str = "cross_entropy",
+        config: Mapping[str, float] | None = None,
     ) -> Pending[ForwardResult]:
         """Adds the gradients of the loss over `data` to those waiting for an optimizer step."""
         return Pending(
-            future=self.sdk.forward_backward(convert.to_sdk_data(data), loss),
+            future=self.sdk.forward_backward(convert.to_sdk_data(data, loss=loss), loss, config),
             convert=convert.from_sdk_forward,
             doing="the forward and backward pass",
         )
 
     def forward(
-        self, data: Sequence[Datum], *, loss: str = "cross_entropy"
+        self,
+        data: Sequence[Datum],
+        *,
+        loss: str = "cross_entropy",
+        config: Mapping[str, float] | None = None,
     ) -> Pending[ForwardResult]:
         """Measures the loss over `data` and leaves weights and gradients alone."""
         return Pending(
-            future=self.sdk.forward(convert.to_sdk_data(data), loss),
+            future=self.sdk.forward(convert.to_sdk_data(data, loss=loss), loss, config),
             convert=convert.from_sdk_forward,
             doing="the forward pass",
         )
