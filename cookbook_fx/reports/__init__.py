@@ -2,6 +2,7 @@
 
 from cookbook_fx.reports.records import EvaluationReport as EvaluationReport
 from cookbook_fx.reports.records import OptimizerReport as OptimizerReport
+from cookbook_fx.reports.records import PolicyReport as PolicyReport
 from cookbook_fx.reports.records import SupervisedStepReport as SupervisedStepReport
 from cookbook_fx.reports.records import TimeReport as TimeReport
 from cookbook_fx.reports.records import flatten as flatten

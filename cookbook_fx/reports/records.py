@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
+import jax
+from jax.typing import ArrayLike
+
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.numerics import PolicyDiagnostics, SampleTrainKL
 from cookbook_fx.rl import TrajectoryReport
 from cookbook_fx.runs import Step
 from cookbook_fx.supervised import LikelihoodReport, Preparation
@@ -65,6 +69,24 @@ class TimeReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicyReport:
+    """How far the policies of a reinforcement-learning step lie apart; None where not measured.
+
+    Args:
+        sample_train: the policy that sampled against the one that is trained, before the update:
+            `optim/kl_sample_train_v1`, `_v2`, `_v3` and `optim/entropy`. Diagnostics measure the
+            same and more, which is named `optim/` and the field's name.
+        pre_post: the policy that sampled against the one after the update: `kl_pre_post_v1`,
+            `_v2`, `_v3`. Its entropy is the sampling policy's once more and not repeated.
+        kl_policy_base: the KL penalty's mean, sampling against base policy.
+    """
+
+    sample_train: SampleTrainKL | PolicyDiagnostics | None = None
+    pre_post: SampleTrainKL | None = None
+    kl_policy_base: ArrayLike | None = None
+
+
 Report = (
     SupervisedStepReport
     | EvaluationReport
@@ -72,6 +94,7 @@ Report = (
     | TimeReport
     | Preparation
     | TrajectoryReport
+    | PolicyReport
 )
 
 
@@ -112,6 +135,8 @@ def _named(report: Report) -> Iterable[tuple[str, float | int]]:
             # Not one dict, where an environment's metric would silently replace one of ours.
             named = chain(_trajectories(report).items(), report.metrics.items())
             return [(f"env/{report.tag}/{name}", value) for name, value in named]
+        case PolicyReport():
+            return _policy(report).items()
 
 
 def _supervised_step(report: SupervisedStepReport) -> Metrics:
@@ -159,6 +184,47 @@ def _trajectories(report: TrajectoryReport) -> Metrics:
         "by_group/frac_all_good": report.frac_all_good,
         "by_group/frac_all_bad": report.frac_all_bad,
     }
+
+
+def _policy(report: PolicyReport) -> Metrics:
+    measured = _sample_train(report.sample_train) | _pre_post(report.pre_post)
+    if report.kl_policy_base is not None:
+        measured["kl_policy_base"] = report.kl_policy_base
+    # In one transfer: the numbers may still be on a device.
+    numbers = jax.device_get(list(measured.values()))
+    return {name: float(number) for name, number in zip(measured, numbers, strict=True)}
+
+
+def _sample_train(measured: SampleTrainKL | PolicyDiagnostics | None) -> dict[str, ArrayLike]:
+    match measured:
+        case None:
+            return {}
+        case SampleTrainKL():
+            return {
+                "optim/kl_sample_train_v1": measured.kl_v1,
+                "optim/kl_sample_train_v2": measured.kl_v2,
+                "optim/kl_sample_train_v3": measured.kl_v3,
+                "optim/entropy": measured.entropy,
+            }
+        case PolicyDiagnostics():
+            return {
+                "optim/kl_sample_train_v1": measured.kl_k1,
+                "optim/kl_sample_train_v2": measured.kl_k2,
+                "optim/kl_sample_train_v3": measured.kl_k3,
+                "optim/entropy": measured.entropy,
+                "optim/ratio_mean": measured.ratio_mean,
+                "optim/ratio_min": measured.ratio_min,
+                "optim/ratio_max": measured.ratio_max,
+                "optim/clip_fraction_low": measured.clip_fraction_low,
+                "optim/clip_fraction_high": measured.clip_fraction_high,
+                "optim/effective_sample_size": measured.effective_sample_size,
+            }
+
+
+def _pre_post(kl: SampleTrainKL | None) -> dict[str, ArrayLike]:
+    if kl is None:
+        return {}
+    return {"kl_pre_post_v1": kl.kl_v1, "kl_pre_post_v2": kl.kl_v2, "kl_pre_post_v3": kl.kl_v3}
 
 
 def _known(name: str, value: float | None) -> Metrics:

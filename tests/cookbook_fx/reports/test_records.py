@@ -1,11 +1,15 @@
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.numerics import PolicyDiagnostics, SampleTrainKL
 from cookbook_fx.reports import (
     EvaluationReport,
     OptimizerReport,
+    PolicyReport,
     SupervisedStepReport,
     TimeReport,
     flatten,
@@ -119,3 +123,62 @@ def test_each_tag_has_its_own_names():
 def test_an_environment_cannot_hide_a_number_of_ours(key):
     with pytest.raises(ConfigurationError, match=f"'env/all/{key}' twice"):
         flatten(trajectories(**{key: 1.0}))
+
+
+KL = SampleTrainKL(kl_v1=0.25, kl_v2=0.5, kl_v3=0.75, entropy=1.5)
+
+
+def diagnostics():
+    return PolicyDiagnostics(
+        ratio_mean=1.0,
+        ratio_min=0.5,
+        ratio_max=2.0,
+        clip_fraction_low=0.125,
+        clip_fraction_high=0.0625,
+        effective_sample_size=0.875,
+        kl_k1=0.25,
+        kl_k2=0.5,
+        kl_k3=0.75,
+        entropy=1.5,
+    )
+
+
+def test_divergences_have_the_names_dashboards_know():
+    metrics = flatten(PolicyReport(sample_train=KL, pre_post=KL, kl_policy_base=0.0))
+    assert metrics == {
+        "optim/kl_sample_train_v1": 0.25,
+        "optim/kl_sample_train_v2": 0.5,
+        "optim/kl_sample_train_v3": 0.75,
+        "optim/entropy": 1.5,
+        "kl_pre_post_v1": 0.25,
+        "kl_pre_post_v2": 0.5,
+        "kl_pre_post_v3": 0.75,
+        "kl_policy_base": 0.0,
+    }
+
+
+def test_diagnostics_name_the_same_divergences_and_more():
+    metrics = flatten(PolicyReport(sample_train=diagnostics()))
+    assert metrics == flatten(PolicyReport(sample_train=KL)) | {
+        "optim/ratio_mean": 1.0,
+        "optim/ratio_min": 0.5,
+        "optim/ratio_max": 2.0,
+        "optim/clip_fraction_low": 0.125,
+        "optim/clip_fraction_high": 0.0625,
+        "optim/effective_sample_size": 0.875,
+    }
+    assert len(metrics) == len(PolicyDiagnostics._fields)
+
+
+def test_a_policy_nobody_measured_has_no_numbers():
+    assert flatten(PolicyReport()) == {}
+    assert flatten(PolicyReport(kl_policy_base=0.5)) == {"kl_policy_base": 0.5}
+
+
+@pytest.mark.parametrize("scalar", [jnp.asarray, np.asarray, np.float32])
+def test_numbers_of_any_kind_come_out_plain(scalar):
+    kl = SampleTrainKL(*map(scalar, KL))
+    metrics = flatten(PolicyReport(sample_train=kl, kl_policy_base=scalar(0.125)))
+    assert {type(value) for value in metrics.values()} == {float}
+    assert metrics == flatten(PolicyReport(sample_train=KL, kl_policy_base=0.125))
+    json.dumps(metrics)
