@@ -45,24 +45,22 @@ def settle(cores: int) -> None:
 
 
 def timed(run: Callable[..., Answer], *arguments: object) -> tuple[Timing, Answer]:
-    """What the call took, and what it returned."""
+    """What the call took, and what it returned.
+
+    Garbage is collected before, so that no call pays for another's; the collector stays on.
+    """
+    gc.collect()
     wall, processor = time.perf_counter(), time.process_time()
     answer = run(*arguments)
     return Timing(time.perf_counter() - wall, time.process_time() - processor), answer
 
 
 def in_turns(runs: Sequence[Callable[[], object]], *, repeats: int) -> list[list[Timing]]:
-    """Times each run `repeats` times, all of them in every turn.
-
-    Garbage is collected before each, so that none pays for another's; the collector stays on.
-    """
+    """Times each run `repeats` times, all of them in every turn."""
     timings: list[list[Timing]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, its_timings in zip(runs, timings, strict=True):
-            gc.collect()
-            # The answer is dropped here, outside the clock.
-            timing, _ = timed(run)
-            its_timings.append(timing)
+            its_timings.append(timed(run)[0])
     return timings
 
 
