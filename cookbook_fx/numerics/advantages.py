@@ -136,7 +136,7 @@ def max_rl(
     """
     mask = _everywhere(rewards, mask)
     mean = masked.mean(rewards, mask, axis=-1)[..., None]
-    is_hopeless = mean <= 0
+    is_hopeless = jnp.isfinite(mean) & (mean <= 0)
     return jnp.where(is_hopeless, 0, _centered(rewards, mask) / jnp.where(is_hopeless, 1, mean))
 
 
