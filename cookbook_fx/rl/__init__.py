@@ -3,6 +3,16 @@
 from cookbook_fx.rl.batch import BLOCK as BLOCK
 from cookbook_fx.rl.batch import TrajectoryBatch as TrajectoryBatch
 from cookbook_fx.rl.batch import trajectory_batch as trajectory_batch
+from cookbook_fx.rl.data import DatumSource as DatumSource
+from cookbook_fx.rl.data import KLPenalized as KLPenalized
+from cookbook_fx.rl.data import assemble_training_data as assemble_training_data
+from cookbook_fx.rl.data import compute_advantages as compute_advantages
+from cookbook_fx.rl.data import compute_kl_sample_train as compute_kl_sample_train
+from cookbook_fx.rl.data import compute_post_kl as compute_post_kl
+from cookbook_fx.rl.data import full_sequences as full_sequences
+from cookbook_fx.rl.data import incorporate_kl_penalty as incorporate_kl_penalty
+from cookbook_fx.rl.data import remove_constant_reward_groups as remove_constant_reward_groups
+from cookbook_fx.rl.data import trajectory_to_data as trajectory_to_data
 from cookbook_fx.rl.metrics import TrajectoryReport as TrajectoryReport
 from cookbook_fx.rl.metrics import compute_trajectory_metrics as compute_trajectory_metrics
 from cookbook_fx.rl.shaping import KLShaped as KLShaped

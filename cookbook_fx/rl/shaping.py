@@ -205,8 +205,8 @@ def kl_shaped(
         The new advantages and δ̄. Where nothing is unmasked, the advantages as given and 0.
 
     Raises:
-        DataError: a column has not the batch's flat size, or δ of a sampled token is not finite:
-            a log-probability is missing (nan) or -inf.
+        DataError: a column has not the batch's flat size, or the base log-probability of a
+            sampled token is nan or -inf. (One of -inf from sampling makes δ = 0.)
 
     Example:
         See the top of this file.
@@ -295,13 +295,12 @@ def _of_tokens(batch: TrajectoryBatch, column: AnyArray, name: str) -> np.ndarra
 
 def _refuse_infinite(batch: TrajectoryBatch, base: np.ndarray) -> None:
     # Subtracted once more only to say where: the mean has told that there is such a place.
-    with np.errstate(invalid="ignore"):
-        distances = np.where(batch.mask, np.abs(batch.sampling_logprobs - base), 0)
+    counts = batch.mask & (batch.sampling_logprobs > -np.inf)
+    distances = np.abs(np.where(counts, batch.sampling_logprobs - base, 0))
     place = int(np.argmax(distances))
     row = int(np.searchsorted(batch.row_starts, place, side="right")) - 1
     raise DataError(
-        f"log-probabilities of sampled tokens must be finite; token "
-        f"{place - int(batch.row_starts[row])} of row {row} has {batch.sampling_logprobs[place]} "
-        f"from sampling and {base[place]} from the base model; leave its trajectory out, or ask "
-        "for its log-probabilities again"
+        f"base log-probabilities of sampled tokens must be finite, that of token "
+        f"{place - int(batch.row_starts[row])} of row {row} is {base[place]}; clip them from below "
+        "or leave the trajectory out"
     )
