@@ -71,7 +71,7 @@ def discounted_sums(
     if starts is None:
         sums = _of_rows(values, discount)
     elif starts.shape == values.shape and values.ndim:
-        sums = linear_recurrence(values, jnp.full_like(values, discount), starts=starts)
+        sums = _with_resets(values, discount, sequence_ends(jnp.asarray(starts)))
     elif starts.shape == values.shape[:-1] and starts.ndim:
         sums = _of_blocks(values, discount, jnp.asarray(starts))
     else:
@@ -138,47 +138,78 @@ def _join(later: Stretch, earlier: Stretch) -> Stretch:
     )
 
 
-def _of_rows(values: Array, discount: Array, *, skip: int = 0) -> Array:
-    """Σₗ γˡ·xₜ₊ₗ₊ₛ, s = `skip`: inside blocks, and of the blocks' totals in the same way."""
+def _of_rows(values: Array, discount: Array, *, apart: int = 1, skip: int = 0) -> Array:
+    """Σₗ γᵃˡ·xₜ₊ₗ₊ₛ for entries a = `apart` steps apart, leaving out the first s = `skip`.
+
+    Inside blocks it is a product with the powers; what comes after a block is such a sum of the
+    blocks' totals.
+    """
     length = values.shape[-1]
     if not values.size:
         return values
     block = min(BLOCK, length)
-    padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -length % block)])
-    blocks = padded.reshape(*values.shape[:-1], -1, block)
-    sums = _inside_blocks(blocks, discount, skip=skip)
-    if blocks.shape[-2] > 1:
-        totals = _inside_blocks(blocks, discount)[..., 0]
-        following = _of_rows(totals, discount**block, skip=1)
-        sums = _add_following(sums, following, discount, skip=skip)
-    return sums.reshape(padded.shape)[..., :length]
+    blocks = _padded(values, -length % block).reshape(*values.shape[:-1], -1, block)
+    sums = _inside_blocks(blocks, discount, apart=apart, skip=skip)
+    if length > block:
+        totals = _inside_blocks(blocks, discount, apart=apart)[..., 0]
+        following = _of_rows(totals, discount, apart=apart * block, skip=1)
+        sums = _add_following(sums, following, discount, apart=apart, skip=skip)
+    return sums.reshape(*values.shape[:-1], -1)[..., :length]
 
 
 def _of_blocks(values: Array, discount: Array, starts: Array) -> Array:
-    """Sums in block layout: inside blocks, then a recurrence over their totals that can stop."""
+    """Sums inside blocks, and after them sums of the blocks' totals that stop where they must."""
     if not values.size:
         return values
     inside = _inside_blocks(values, discount)
-    totals = linear_recurrence(
-        inside[..., 0], jnp.full(starts.shape, discount ** values.shape[-1]), starts=starts
-    )
-    following = jnp.where(sequence_ends(starts), 0, jnp.roll(totals, -1, axis=-1))
+    ends = sequence_ends(starts)
+    totals = _with_resets(inside[..., 0], discount, ends, apart=values.shape[-1])
+    following = jnp.where(ends, 0, jnp.roll(totals, -1, axis=-1))
     return _add_following(inside, following, discount)
 
 
-def _inside_blocks(blocks: Array, discount: Array, *, skip: int = 0) -> Array:
-    """The sums as far as the end of each block."""
+def _inside_blocks(blocks: Array, discount: Array, *, apart: int = 1, skip: int = 0) -> Array:
     position = jnp.arange(blocks.shape[-1])
     ahead = position[:, None] - position - skip
-    weights = jnp.where(ahead >= 0, discount ** jnp.maximum(ahead, 0).astype(blocks.dtype), 0)
+    weights = jnp.where(ahead >= 0, _power(discount, apart * jnp.maximum(ahead, 0)), 0)
     # Accelerators would otherwise multiply in half precision.
     return jnp.matmul(blocks, weights, precision=lax.Precision.HIGHEST)
 
 
-def _add_following(sums: Array, following: Array, discount: Array, *, skip: int = 0) -> Array:
-    block = sums.shape[-1]
-    ahead = jnp.arange(block - skip, -skip, -1, dtype=sums.dtype)
-    return sums + following[..., None] * discount**ahead
+def _add_following(
+    sums: Array, following: Array, discount: Array, *, apart: int = 1, skip: int = 0
+) -> Array:
+    ahead = jnp.arange(sums.shape[-1] - skip, -skip, -1)
+    return sums + following[..., None] * _power(discount, apart * ahead)
+
+
+def _with_resets(values: Array, discount: Array, ends: Array, *, apart: int = 1) -> Array:
+    """yₜ = xₜ + γᵃ·yₜ₊₁, and xₜ where a sequence ends: for pairs first, then inside them.
+
+    `lax.associative_scan` would multiply up the powers of γ, and their rounding errors with them.
+    """
+    length = values.shape[-1]
+    if length <= 1:
+        return values
+    values, ends = _padded(values, length % 2), _padded(ends, length % 2)
+    weight = _power(discount, jnp.asarray(apart))
+    first, second = values[..., ::2], values[..., 1::2]
+    first_ends, second_ends = ends[..., ::2], ends[..., 1::2]
+    pairs = first + jnp.where(first_ends, 0, weight * second)
+    first_sums = _with_resets(pairs, discount, first_ends | second_ends, apart=2 * apart)
+    following = _padded(first_sums[..., 1:], 1)
+    second_sums = second + jnp.where(second_ends, 0, weight * following)
+    interleaved = jnp.stack([first_sums, second_sums], axis=-1)
+    return interleaved.reshape(*values.shape)[..., :length]
+
+
+def _power(discount: Array, exponent: Array) -> Array:
+    # With integer exponents it would be multiplied up, and lose digits that long sums need.
+    return discount ** exponent.astype(discount.dtype)
+
+
+def _padded(array: Array, count: int) -> Array:
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, count)])
 
 
 def sequence_ends(starts: Array) -> Array:
