@@ -80,7 +80,7 @@ def constant_length_weights(
 
     Reference: Liu et al. 2025, Understanding R1-Zero-like training, arXiv:2503.20783, section 3.2.
     """
-    return jnp.asarray(mask, jnp.float32) / length / _sequences(mask)
+    return jnp.asarray(mask, jnp.float32) / jnp.asarray(length, jnp.float32) / _sequences(mask)
 
 
 def _sequences(mask: AnyArray) -> Integer[Array, ""]:
