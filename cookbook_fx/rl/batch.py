@@ -17,11 +17,9 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from cookbook_fx.data import bucket
 from cookbook_fx.errors import DataError
+from cookbook_fx.numerics.returns import BLOCK as BLOCK
 from cookbook_fx.rl.trajectory import PARSE_ERROR_MASKED, Trajectory, TrajectoryGroup, Transition
 from cookbook_fx.tokens.sampled import TokenIds
-
-BLOCK = 64
-"""Every row begins at a multiple of this many tokens."""
 
 _INT32_MAX = np.iinfo(np.int32).max
 _LARGEST_REWARD = sys.float_info.max
@@ -115,9 +113,8 @@ class TrajectoryBatch:
                 raise DataError(
                     f"row {row} has {length} tokens and needs as many values, got {len(values)}"
                 )
-            unknown = 1 if values[0] is None else 0
             try:
-                _put_numbers(flat, start + unknown, values[unknown:] if unknown else values)
+                _put_numbers(flat, start, values, first=1 if values[0] is None else 0)
             except DataError as error:
                 raise DataError(f"row {row}: {error}") from None
         first = flat[self.row_starts]
@@ -295,7 +292,7 @@ def _write(rows: list[_Row], starts: Int64[np.ndarray, " row"], *, size: int) ->
 
 def _write_turn(flat: _Flat, start: int, turn: _Turn) -> None:
     ob, ac = turn.transition.ob, turn.transition.ac
-    _put_tokens(flat.tokens, start + turn.known, ob[turn.known :] if turn.known else ob)
+    _put_tokens(flat.tokens, start, ob, first=turn.known)
     at = start + len(ob)
     _put_tokens(flat.tokens, at, ac.tokens)
     is_masked = turn.transition.metrics.get(PARSE_ERROR_MASKED, 0) >= 1
@@ -308,10 +305,12 @@ _TOKEN_WANTED = f"a token id must be an integer from 0 to {_INT32_MAX}"
 _LOGPROB_WANTED = "a sampled token's log-probability must be a number below infinity"
 
 
-def _put_tokens(buffer: Int32[np.ndarray, " flat"], at: int, values: TokenIds) -> None:
-    """Writes token ids from `at` on; negative ones are left for the caller to find, all at once."""
+def _put_tokens(
+    buffer: Int32[np.ndarray, " flat"], at: int, values: TokenIds, *, first: int = 0
+) -> None:
+    """Writes token ids from the `first` on; negative ones are left to be found all at once."""
     if not isinstance(values, np.ndarray):
-        _pack(buffer, at, values, code="i", wanted=_TOKEN_WANTED)
+        _pack(buffer, at, values, first=first, code="i", wanted=_TOKEN_WANTED)
         return
     if values.ndim != 1 or (values.dtype.kind not in "iu" and values.size):
         raise DataError(
@@ -323,31 +322,39 @@ def _put_tokens(buffer: Int32[np.ndarray, " flat"], at: int, values: TokenIds) -
         outside = values[(values < 0) | (values > _INT32_MAX)]
         if outside.size:
             raise DataError(f"{_TOKEN_WANTED}, got {outside[0]}")
-    buffer[at : at + len(values)] = values
+    buffer[at + first : at + len(values)] = values[first:]
 
 
 def _put_numbers(
-    buffer: Float32[np.ndarray, " flat"], at: int, values: Sequence[Any] | np.ndarray
+    buffer: Float32[np.ndarray, " flat"],
+    at: int,
+    values: Sequence[Any] | np.ndarray,
+    *,
+    first: int = 0,
 ) -> None:
-    if isinstance(values, np.ndarray):
-        if values.ndim != 1 or (values.dtype.kind not in "fiu" and values.size):
-            raise DataError(
-                f"expected numbers in one dimension, got an array of {values.dtype} "
-                f"of shape {values.shape}"
-            )
-        buffer[at : at + len(values)] = values
-    else:
-        _pack(buffer, at, values, code="f", wanted="expected a number")
+    if not isinstance(values, np.ndarray):
+        _pack(buffer, at, values, first=first, code="f", wanted="expected a number")
+        return
+    if values.ndim != 1 or (values.dtype.kind not in "fiu" and values.size):
+        raise DataError(
+            f"expected numbers in one dimension, got an array of {values.dtype} "
+            f"of shape {values.shape}"
+        )
+    buffer[at + first : at + len(values)] = values[first:]
 
 
-def _pack(buffer: np.ndarray, at: int, values: Sequence[Any], *, code: str, wanted: str) -> None:
-    # A third to a half of what assigning a list to a slice takes, and it takes nothing for a
-    # number that is none: a slice rounds 1.5 and reads "7".
+def _pack(
+    buffer: np.ndarray, at: int, values: Sequence[Any], *, first: int, code: str, wanted: str
+) -> None:
+    # Half of what assigning a list to a slice takes, and it takes nothing for a number that is
+    # none: a slice rounds 1.5 and reads "7".
+    new = values[first:] if first else values
+    offset = (at + first) * buffer.itemsize
     try:
-        struct.pack_into(f"{len(values)}{code}", buffer.data, at * buffer.itemsize, *values)
+        struct.pack_into(f"{len(new)}{code}", buffer.data, offset, *new)
     except struct.error:
-        position = next(i for i, value in enumerate(values) if not _packs(code, value))
-        raise DataError(f"{wanted}, got {values[position]!r} at position {position}") from None
+        wrong = next(i for i, value in enumerate(new, first) if not _packs(code, value))
+        raise DataError(f"{wanted}, got {values[wrong]!r} at position {wrong}") from None
 
 
 def _packs(code: str, value: object) -> bool:

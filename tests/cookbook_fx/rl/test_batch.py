@@ -438,6 +438,10 @@ class TestRefused:
         with pytest.raises(DataError, match=r"group 1, trajectory 1, turn 1: .* at position 1"):
             self.batch_with(tokens=[4, wrong])
 
+    def test_positions_count_what_was_known(self):
+        with pytest.raises(DataError, match=r"turn 1: .* got None at position 3"):
+            self.batch_with(ob=[1, 2, 3, None])
+
     def test_tokens_in_a_matrix(self):
         with pytest.raises(DataError, match=r"turn 1: .*one dimension, got .* shape \(2, 1\)"):
             self.batch_with(tokens=np.array([[4], [5]]))
@@ -512,7 +516,7 @@ class TestColumn:
         [
             ([[None, -1.0, -2.0]], "each of the 2 rows of the batch, got 1"),
             ([[None, -1.0], None], "row 0 has 3 tokens and needs as many values, got 2"),
-            ([[None, -1.0, None], None], "row 0: .* got None at position 1"),
+            ([[None, -1.0, None], None], "row 0: .* got None at position 2"),
             ([["", -1.0, -1.0], None], "row 0: .* got '' at position 0"),
             ([[None, -1.0, -2.0], [None, np.nan, *later[1:]]], "row 1: .* of token 1 is nan"),
             ([[None, -1.0, -2.0], np.array([None, *later])], "row 1: .* array of object"),
