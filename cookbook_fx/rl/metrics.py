@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from cookbook_fx.errors import DataError
 from cookbook_fx.rl.trajectory import TrajectoryGroup, Transition
@@ -98,37 +98,36 @@ def compute_trajectory_metrics(
         >>> report.ac_tokens_per_turn, report.frac_mixed, report.metrics
         (2.0, 1.0, {'correct': 0.5})
     """
-    selections = _selections(tags, len(groups))
+    members = _members(tags, len(groups))
     sums = _group_sums(groups, good_reward)
-    return tuple(_report(tag, sums, selected) for tag, selected in selections.items())
+    return tuple(_report(tag, sums, np.array(of_tag, int)) for tag, of_tag in members.items())
 
 
-def _selections(
-    tags: Sequence[Sequence[str]], num_groups: int
-) -> dict[str, Bool[np.ndarray, " group"]]:
+def _members(tags: Sequence[Sequence[str]], num_groups: int) -> dict[str, list[int]]:
+    """The groups of each report, by index."""
     if len(tags) != num_groups:
         raise DataError(
             f"each group needs its own sequence of tags, got {len(tags)} for {num_groups} groups; "
             "where groups were dropped, drop their tags with them"
         )
-    selections: dict[str, Bool[np.ndarray, " group"]] = {}
+    members: dict[str, list[int]] = {}
     for group, of_group in enumerate(tags):
         if isinstance(of_group, str):
             raise DataError(
                 f"the tags of a group are a sequence of strings, group {group} has the string "
                 f"{of_group!r}; write [{of_group!r}]"
             )
-        for tag in of_group:
-            selections.setdefault(tag, np.zeros(num_groups, bool))[group] = True
-    everything = np.ones(num_groups, bool)
-    if not selections.pop(ALL, everything).all():
+        for tag in dict.fromkeys(of_group):
+            members.setdefault(tag, []).append(group)
+    every = list(range(num_groups))
+    if members.pop(ALL, every) != every:
         raise DataError(
             f"the report on all groups is tagged {ALL!r}, but only some groups have that tag; "
             "name it otherwise"
         )
-    if all(selected.all() for selected in selections.values()):
-        selections = {}
-    return selections | {ALL: everything}
+    if all(of_tag == every for of_tag in members.values()):
+        members = {}
+    return members | {ALL: every}
 
 
 class _Counts(NamedTuple):
@@ -225,8 +224,8 @@ def _metric_sums(
     )
 
 
-def _report(tag: str, sums: _GroupSums, selected: Bool[np.ndarray, " group"]) -> TrajectoryReport:
-    found = _Counts(*sums.counts[selected].sum(axis=0).tolist())
+def _report(tag: str, sums: _GroupSums, members: Int[np.ndarray, " member"]) -> TrajectoryReport:
+    found = _Counts(*sums.counts[members].sum(axis=0).tolist())
     judged = found.mixed + found.all_good + found.all_bad
     return TrajectoryReport(
         tag=tag,
@@ -237,17 +236,17 @@ def _report(tag: str, sums: _GroupSums, selected: Bool[np.ndarray, " group"]) ->
         total_turns=found.turns,
         total_ac_tokens=found.ac_tokens,
         total_ob_tokens=found.ob_tokens,
-        mean_total_reward=_ratio(float(sums.rewards[selected].sum()), found.episodes),
+        mean_total_reward=_ratio(float(sums.rewards[members].sum()), found.episodes),
         frac_mixed=_ratio(found.mixed, judged),
         frac_all_good=_ratio(found.all_good, judged),
         frac_all_bad=_ratio(found.all_bad, judged),
-        metrics=_metric_means(sums.metrics, selected),
+        metrics=_metric_means(sums.metrics, members),
     )
 
 
-def _metric_means(metrics: _MetricSums, selected: Bool[np.ndarray, " group"]) -> dict[str, float]:
-    sums = metrics.sums[:, selected].sum(axis=1).tolist()
-    counts = metrics.counts[:, selected].sum(axis=1).tolist()
+def _metric_means(metrics: _MetricSums, members: Int[np.ndarray, " member"]) -> dict[str, float]:
+    sums = metrics.sums[:, members].sum(axis=1).tolist()
+    counts = metrics.counts[:, members].sum(axis=1).tolist()
     return {
         name: value / count
         for name, value, count in zip(metrics.names, sums, counts, strict=True)

@@ -149,6 +149,7 @@ def test_the_name_of_all_groups_means_all_groups():
         ((-1.0,), (0, 0, 1)),
         ((0.1 + 0.2, 0.3), (1, 0, 0)),
         ((math.nan, math.nan), (1, 0, 0)),
+        ((math.nan,), (1, 0, 0)),
         ((math.inf, math.inf), (0, 1, 0)),
         ((-math.inf, -math.inf), (0, 0, 1)),
         ((True, 1.0), (0, 1, 0)),
