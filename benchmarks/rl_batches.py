@@ -8,8 +8,8 @@ them, inside the records that each side's rollouts make of them. Both end with t
 `tinker.Datum`s to train on: advantages centered in groups, and a penalty for leaving the base
 model, whose log-probabilities wait in Python lists too. A size is groups x episodes x mean tokens
 of an episode. They run in one process with the same settings, taking turns, each after a collection
-of garbage and with the collector on. Where tinker-cookbook discounts, it takes up to a minute and
-runs once.
+of garbage and with the collector on. Where tinker-cookbook discounts more than a million tokens it
+takes about a minute and runs once.
 
 Before a row is printed both results are compared: tokens, masks, log-probabilities, and the
 advantages of the tokens that are trained on. Off the mask they differ on purpose: ours are 0, while
@@ -24,46 +24,24 @@ library and therefore has to be installed past its pins:
 
 import argparse
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import tinker
 
-from benchmarks import timing
+from benchmarks import episodes, timing
+from benchmarks.episodes import Turn, Work
 from cookbook_fx import rl
-from cookbook_fx.tokens import TokensWithLogprobs
 from shell.clients.convert import to_sdk_data
 
+_LONG_FOR_PEER = 1_000_000  # tokens
 # Of the largest advantage. Both sides compute in float32, and a discounted sum goes over up to
 # four thousand tokens one by one.
 _TOLERANCE = 1e-5
-
-
-class Turn(NamedTuple):
-    """The prompt, all that came before included, and what was sampled after it."""
-
-    prompt: list[int]
-    action: list[int]
-    logprobs: list[float]
-    is_masked: bool
-
-
-class Episode(NamedTuple):
-    """The turns, and the reward of the last one."""
-
-    turns: list[Turn]
-    reward: float
-
-
-class Work(NamedTuple):
-    """The episodes of each group, and what the base model answers for each row of them."""
-
-    groups: list[list[Episode]]
-    base_logprobs: list[list[float | None]]
 
 
 class Path(NamedTuple):
@@ -87,25 +65,28 @@ def main() -> None:
     arguments = _arguments()
     timing.settle(arguments.cores)
     theirs, their_groups_of = _peer(arguments.cores)
-    print(f"{arguments.cores} core(s); seconds are the best of {arguments.repeats} here, of")
-    print(f"{arguments.peer_repeats} in tinker-cookbook, of 1 there where it discounts\n")
+    print(
+        f"{arguments.cores} core(s); the best of {arguments.repeats} runs here and of "
+        f"{arguments.peer_repeats} in tinker-cookbook (of 1 where it discounts over "
+        f"{_LONG_FOR_PEER} tokens)"
+    )
     print(
         f"{'groups':>11} {'turns':>5} {'tokens':>9} {'rows':>5} {'path':>14} |"
         f" {'ours':>8} {'peer':>8} s |  ratio  wanted | {'first call':>10} | largest difference"
     )
     for size in arguments.sizes:
         for turns in arguments.turns:
-            work = _work(*(int(part) for part in size.split("x")), turns=turns)
-            ours, peer = _our_groups(work), their_groups_of(work)
+            work = episodes.make_work(*(int(part) for part in size.split("x")), turns=turns)
+            ours, peer = episodes.our_groups(work), their_groups_of(work)
             for path in _PATHS:
-                repeats = 1 if path.gamma else arguments.peer_repeats
+                is_long = path.gamma > 0 and work.tokens > _LONG_FOR_PEER
                 _compare(
-                    f"{size:>11} {turns:>5} {_tokens(work):>9} {len(work.base_logprobs):>5}",
+                    f"{size:>11} {turns:>5} {work.tokens:>9} {len(work.base_logprobs):>5}",
                     path,
                     partial(_ours, ours, work.base_logprobs, path),
                     partial(theirs, peer, work.base_logprobs, path),
                     repeats=arguments.repeats,
-                    peer_repeats=repeats,
+                    peer_repeats=1 if is_long else arguments.peer_repeats,
                 )
             _print_stages(ours, work.base_logprobs, arguments.repeats)
 
@@ -141,20 +122,24 @@ def _print_stages(
     groups: Sequence[rl.TrajectoryGroup], base: Sequence[Sequence[float | None]], repeats: int
 ) -> None:
     """The first path again, and how long each call of ours took in its fastest run."""
-    fastest: list[tuple[str, float]] = []
+    fastest, stages = math.inf, ""
     for _ in range(repeats):
-        laps: list[tuple[str, float]] = [("", time.perf_counter())]
-        _ours(
+        ends: list[tuple[str, float]] = []
+        took, _ = timing.timed(
+            _ours,
             groups,
             base,
             _PATHS[0],
-            lap=lambda name, laps=laps: laps.append((name, time.perf_counter())),
+            lambda name, ends=ends: ends.append((name, time.perf_counter())),
         )
-        stages = [(b[0], b[1] - a[1]) for a, b in pairwise(laps)]
-        if not fastest or sum(s for _, s in stages) < sum(s for _, s in fastest):
-            fastest = stages
-    named = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in fastest)
-    print(f"{'':>11} in ms: {named}", flush=True)
+        if took.wall < fastest:
+            fastest = took.wall
+            began = [ends[-1][1] - took.wall, *(end for _, end in ends)]
+            stages = ", ".join(
+                f"{name} {1e3 * (end - start):.1f}"
+                for start, (name, end) in zip(began, ends, strict=False)
+            )
+    print(f"{'':>11} in ms: {stages}", flush=True)
 
 
 def _ours(
@@ -211,13 +196,13 @@ def _peer(cores: int) -> tuple[Callable[..., list[tinker.Datum]], Callable[[Work
             asyncio.run(metrics.incorporate_kl_penalty(data, Answers(base), path.coef, path.gamma))
         return data
 
-    def transition(turn: Turn, reward: float) -> types.Transition:
+    def transition(turn: Turn) -> types.Transition:
         return types.Transition(
             ob=tinker.ModelInput.from_ints(turn.prompt),
             ac=PeerAction(tokens=turn.action, maybe_logprobs=turn.logprobs),
-            reward=reward,
+            reward=0.0,
             episode_done=False,
-            metrics=_metrics(turn),
+            metrics=episodes.turn_metrics(turn),
         )
 
     def groups_of(work: Work) -> list[Any]:
@@ -225,7 +210,7 @@ def _peer(cores: int) -> tuple[Callable[..., list[tinker.Datum]], Callable[[Work
             types.TrajectoryGroup(
                 trajectories_G=[
                     types.Trajectory(
-                        transitions=[transition(turn, 0.0) for turn in episode.turns],
+                        transitions=[transition(turn) for turn in episode.turns],
                         final_ob=tinker.ModelInput.empty(),
                     )
                     for episode in group
@@ -237,36 +222,6 @@ def _peer(cores: int) -> tuple[Callable[..., list[tinker.Datum]], Callable[[Work
         ]
 
     return run, groups_of
-
-
-def _our_groups(work: Work) -> list[rl.TrajectoryGroup]:
-    return [
-        rl.TrajectoryGroup(
-            trajectories_G=[
-                rl.Trajectory(
-                    transitions=[
-                        rl.Transition(
-                            ob=turn.prompt,
-                            ac=TokensWithLogprobs(tokens=turn.action, maybe_logprobs=turn.logprobs),
-                            reward=0.0,
-                            episode_done=False,
-                            metrics=_metrics(turn),
-                        )
-                        for turn in episode.turns
-                    ],
-                    final_ob=[],
-                )
-                for episode in group
-            ],
-            final_rewards_G=[episode.reward for episode in group],
-            metrics_G=[{} for _ in group],
-        )
-        for group in work.groups
-    ]
-
-
-def _metrics(turn: Turn) -> dict[str, float]:
-    return {rl.PARSE_ERROR_MASKED: 1.0} if turn.is_masked else {}
 
 
 def _difference(ours: Sequence[tinker.Datum], theirs: Sequence[tinker.Datum]) -> float:
@@ -297,56 +252,6 @@ def _difference(ours: Sequence[tinker.Datum], theirs: Sequence[tinker.Datum]) ->
     if not difference <= _TOLERANCE * largest:
         raise ValueError(f"advantages differ by {difference}, the largest is {largest}")
     return float(difference / largest)
-
-
-def _work(groups: int, episodes: int, mean_tokens: int, *, turns: int) -> Work:
-    """Episodes of very different lengths.
-
-    Every eighth episode of several turns forgets, before its last turn, what it said before, which
-    makes a new row; one turn in sixteen of these could not be parsed.
-    """
-    rng = np.random.default_rng(0)
-    made, base = [], []
-    for _ in range(groups):
-        prompt = rng.integers(0, 150_000, rng.integers(mean_tokens // 16, mean_tokens // 5))
-        sampled = rng.gamma(2.0, mean_tokens * 7 / 16, episodes).astype(int)
-        group = []
-        for budget in np.clip(sampled, 16, 4 * mean_tokens):
-            episode, rows = _episode(rng, prompt.tolist(), int(budget), turns)
-            group.append(episode)
-            base += rows
-        made.append(group)
-    return Work(made, base)
-
-
-def _episode(
-    rng: np.random.Generator, prompt: list[int], budget: int, turns: int
-) -> tuple[Episode, list[list[float | None]]]:
-    """An episode, and the base model's log-probabilities of each of its rows."""
-    forgets = turns > 1 and rng.random() < 1 / 8
-    sampled = budget if turns == 1 else budget * 3 // (4 * turns)
-    seen, made, lengths = prompt, [], [0]
-    for number in range(turns):
-        action = rng.integers(0, 150_000, max(1, sampled)).tolist()
-        logprobs = (-rng.exponential(0.5, len(action))).astype(np.float32).tolist()
-        made.append(Turn(seen, action, logprobs, turns > 1 and rng.random() < 1 / 16))
-        lengths[-1] = len(seen) + len(action)
-        answer = rng.integers(0, 150_000, budget // turns - sampled).tolist()
-        if forgets and number == turns - 2:
-            seen = [*prompt, *answer]
-            lengths.append(0)
-        else:
-            seen = [*seen, *action, *answer]
-    rows = [[None, *_base_logprobs(rng, length - 1)] for length in lengths]
-    return Episode(made, float(rng.integers(0, 2))), rows
-
-
-def _base_logprobs(rng: np.random.Generator, count: int) -> list[float]:
-    return (-rng.exponential(0.6, count)).astype(np.float32).tolist()
-
-
-def _tokens(work: Work) -> int:
-    return sum(len(row) for row in work.base_logprobs)
 
 
 def _arguments() -> argparse.Namespace:
