@@ -474,10 +474,11 @@ def preference_gradients(
         )
     logprobs = _wide(logprobs)
     mask = jnp.ones(logprobs.shape[:-2], bool) if mask is None else jnp.asarray(mask)
+    # Without weights a masked pair's tokens get no gradient, whatever its loss turns out to be.
     weights = jnp.where(mask[..., None, None], weights, 0)
     references = {}
     if reference_logprobs is not None:
-        chosen, rejected = _pair(jnp.where(mask[..., None], reference_logprobs, 0))
+        chosen, rejected = _pair(jnp.asarray(reference_logprobs))
         references = {"reference_chosen": chosen, "reference_rejected": rejected}
 
     def objective(logprobs: Array) -> tuple[Array, PreferenceMetrics]:
