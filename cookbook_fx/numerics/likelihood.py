@@ -2,7 +2,8 @@
 
 Every function takes JAX arrays, under `jit`, `grad` and `vmap` too, and answers in JAX; given NumPy
 arrays it answers in NumPy, without compiling anything. Log-probabilities are in nats. Where a
-weight is 0 the log-probability is not looked at, so padding may hold anything, -inf included.
+weight is 0 the log-probability is not looked at, so padding may hold anything, -inf included; where
+it is not, -inf makes the likelihood infinitely bad and leaves the gradient finite.
 """
 
 from math import log
@@ -95,7 +96,8 @@ def entropy(logprobs: Float[AnyArray, "*token vocab"]) -> Float[AnyArray, "*toke
     xp = _namespace(logprobs)
     is_impossible = logprobs == -xp.inf
     finite = xp.where(is_impossible, 0, _wide(logprobs))
-    nats: AnyArray | np.floating = -xp.sum(xp.where(is_impossible, 0, xp.exp(finite) * finite), -1)
+    summands = xp.where(is_impossible, 0, xp.exp(finite) * -finite)
+    nats: AnyArray | np.floating = xp.sum(summands, axis=-1)
     return nats
 
 
