@@ -1,5 +1,6 @@
 """The layout of a batch, against one made token by token."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -221,6 +222,28 @@ class TestRows:
                     assert token.trained_on == trained
                     assert token.logprob == (turn.ac.logprobs[at - len(ob)] if trained else 0)
             assert place <= len(rows[number])
+
+    def test_what_was_there_is_compared_and_not_copied_again(self):
+        ob = CountedReads([*range(100), 7, 8, 9])
+        batch = trajectory_batch([group_of(episode((list(range(100)), [7, 8]), (ob, [5])))])
+        assert ids(batch) == [[*range(100), 7, 8, 9, 5]]
+        assert ob.reads == len(ob)
+
+
+class CountedReads(Sequence):
+    """Tokens that know how many of them were read."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        part = self.tokens[index]
+        self.reads += len(part) if isinstance(index, slice) else 1
+        return part
 
 
 class TestIndices:
