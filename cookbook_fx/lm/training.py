@@ -353,7 +353,7 @@ def _batch(rows: PackedRows, columns: _Columns) -> _Batch:
     mask = columns.ratio_mask
     return _Batch(
         tokens=Tokens(ids, positions, segments),
-        ratio_mask=None if mask is None else jnp.asarray(rows.take(mask, fill=False)),
+        ratio_mask=None if mask is None else jnp.asarray(rows.take(mask, fill=0.0)),
         order=jnp.asarray(order),
         targets=ordered(columns.targets),
         weights=ordered(columns.weights),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cookbook_fx.numerics import masked
+from cookbook_fx.numerics.kl import sample_train_kl
 from cookbook_fx.numerics.masked import AnyArray
 from cookbook_fx.numerics.policy import Threshold, clip_binds, log_ratio
 
@@ -22,10 +23,10 @@ class PolicyDiagnostics(NamedTuple):
         clip_fraction_high: share of tokens without gradient because r is above the range.
         effective_sample_size: (Σr)² / (n Σr²), as a share of the n tokens: 1 where all weigh the
             same, 1/n where one outweighs the rest.
-        kl_k1: mean of q - p, in nats; as the next two it estimates KL(sampling || current).
-        kl_k2: mean of (q - p)² / 2.
-        kl_k3: mean of r - 1 - (p - q).
-        entropy: mean of -q, in nats; estimates the entropy of the policy that sampled.
+        kl_v1: mean of k1, q - p; this and the following in nats a token, as of `sample_train_kl`.
+        kl_v2: mean of k2, (q - p)² / 2.
+        kl_v3: mean of k3, r - 1 - (p - q).
+        entropy: mean of -q: of the policy that sampled.
     """
 
     ratio_mean: Float[Array, ""]
@@ -34,9 +35,9 @@ class PolicyDiagnostics(NamedTuple):
     clip_fraction_low: Float[Array, ""]
     clip_fraction_high: Float[Array, ""]
     effective_sample_size: Float[Array, ""]
-    kl_k1: Float[Array, ""]
-    kl_k2: Float[Array, ""]
-    kl_k3: Float[Array, ""]
+    kl_v1: Float[Array, ""]
+    kl_v2: Float[Array, ""]
+    kl_v3: Float[Array, ""]
     entropy: Float[Array, ""]
 
 
@@ -64,7 +65,8 @@ def policy_diagnostics(
 
     Returns:
         Scalars, each 0 where nothing is on the mask. An unmasked -inf counts by the rules of
-        `numerics.policy` and shows in the figures that it makes infinite or nan.
+        `numerics.policy`, and of `sample_train_kl`, and shows in the figures it makes infinite; the
+        effective sample size beside an infinite ratio is nan.
 
     Example:
         >>> report = policy_diagnostics(
@@ -72,12 +74,12 @@ def policy_diagnostics(
         ...     advantages=jnp.array([1.0, 1.0]), mask=jnp.array([True, True]))
         >>> print(f"{report.ratio_max:.1f} {report.clip_fraction_high:.1f}")
         3.0 0.5
-        >>> print(f"{report.effective_sample_size:.1f} {report.kl_k3:.2f}")
+        >>> print(f"{report.effective_sample_size:.1f} {report.kl_v3:.2f}")
         0.8 0.45
 
     Reference:
-        Kong 1992 for the effective sample size; Schulman 2020, "Approximating KL Divergence", for
-        k1 to k3; Schulman et al. 2017, arXiv:1707.06347, for the clip.
+        Kong 1992, "A note on importance sampling using standardized weights", for the effective
+        sample size; Schulman et al. 2017, arXiv:1707.06347, equation 7, for the clip.
     """
     p, q = masked.keep(logprobs, mask), masked.keep(sampling_logprobs, mask)
     log_ratios = log_ratio(p, q)
@@ -105,8 +107,5 @@ def policy_diagnostics(
         effective_sample_size=jnp.where(
             some, masked.mean(shares, mask) * masked.total(shares, mask) / squares, 0
         ),
-        kl_k1=masked.mean(-log_ratios, mask),
-        kl_k2=masked.mean(0.5 * log_ratios**2, mask),
-        kl_k3=masked.mean(jnp.expm1(log_ratios) - log_ratios, mask),
-        entropy=masked.mean(-q, mask),
+        **sample_train_kl(sampling_logprobs, logprobs, mask)._asdict(),
     )

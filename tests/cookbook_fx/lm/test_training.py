@@ -36,6 +36,7 @@ LLAMA = lm.LMConfig(
 )
 QWEN = dataclasses.replace(LLAMA, tie_word_embeddings=False, qk_norm=True, rope_scaling=None)
 CROSS_ENTROPY = lm.LossSpec(name="cross_entropy")
+GSPO = lm.LossSpec(name="gspo", config={"clip_low_threshold": 0.05, "clip_high_threshold": 20.0})
 
 
 def model(config: lm.LMConfig, dtype: str = "float32") -> lm.LMWeights:
@@ -161,12 +162,17 @@ def test_packed_logprobs_are_those_of_a_plain_float64_model(config: lm.LMConfig)
         (lm.LossSpec(name="ppo", config={"clip_low_threshold": 0.5}), 0),
         (lm.LossSpec(name="cispo"), 0),
         (lm.LossSpec(name="dro", config={"beta": 0.3}), 0),
+        (GSPO, 0),
     ],
 )
 def test_gradients_are_finite_differences(loss: lm.LossSpec, candidates: int) -> None:
     with jax.enable_x64(True):
         weights, low_rank = model(QWEN, "float64"), adapter(QWEN)
         batch = datums([9, 140, 4], candidates=candidates)
+        if loss is GSPO:
+            # Only where all tokens of a sequence count the same does its value's slope not depend
+            # on the ratio being held fixed.
+            batch = [same_for_all_tokens(datum) for datum in batch]
         gradients, output = lm.forward_backward(weights, low_rank, None, batch, loss=loss)
         same = lm.forward(weights, low_rank, batch, loss=loss)
         assert output.loss_sum == pytest.approx(same.loss_sum, rel=1e-12)
@@ -176,6 +182,14 @@ def test_gradients_are_finite_differences(loss: lm.LossSpec, candidates: int) ->
                 # cispo's own value holds its ratio fixed, so only its closed form can be checked.
                 if loss.name != "cispo":
                     assert slope[0] == pytest.approx(slope[1], rel=2e-5, abs=1e-7), (field, part)
+
+
+def same_for_all_tokens(datum: Datum) -> Datum:
+    return dataclasses.replace(
+        datum,
+        weights=(datum.weights != 0).astype(np.float32),
+        advantages=np.full(datum.length, datum.advantages[0]),
+    )
 
 
 def _slope(
@@ -215,21 +229,87 @@ def test_cispo_has_the_gradient_of_cross_entropy_weighted_by_its_ratios() -> Non
     _assert_close(gradients, expected, 1e-4)
 
 
+def sequence_ratio(datum: Datum, logprobs: np.ndarray, mask: np.ndarray) -> float:
+    return float(np.exp((logprobs.astype(np.float64) - datum.logprobs)[mask].mean()))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gspo_weighs_every_token_by_the_ratio_of_its_sequence(*, masked: bool) -> None:
+    """Cross-entropy weighted by s A w has its gradient; the sequences are packed in both."""
+    weights, low_rank = model(LLAMA), adapter(LLAMA)
+    batch = datums([33, 7, 200, 64])
+    rng = np.random.default_rng(1)
+    masks = [rng.random(datum.length) < 0.5 for datum in batch]
+    if masked:
+        batch = [
+            dataclasses.replace(datum, sequence_ratio_mask=mask)
+            for datum, mask in zip(batch, masks, strict=True)
+        ]
+    else:
+        masks = [datum.weights != 0 for datum in batch]
+    gradients, output = lm.forward_backward(weights, low_rank, None, batch, loss=GSPO)
+    ratios = [
+        sequence_ratio(datum, logprobs, mask)
+        for datum, logprobs, mask in zip(batch, output.logprobs, masks, strict=True)
+    ]
+    same = [
+        dataclasses.replace(
+            datum, weights=(ratio * datum.advantages * datum.weights).astype(np.float32)
+        )
+        for datum, ratio in zip(batch, ratios, strict=True)
+    ]
+    expected, _ = lm.forward_backward(weights, low_rank, None, same, loss=CROSS_ENTROPY)
+
+    assert len({round(ratio, 3) for ratio in ratios}) == 4
+    assert output.loss_sum == pytest.approx(-sum(datum.weights.sum() for datum in same), rel=1e-4)
+    assert lm.forward(weights, low_rank, batch, loss=GSPO).loss_sum == pytest.approx(
+        output.loss_sum, rel=1e-6
+    )
+    _assert_close(gradients, expected, 1e-4)
+
+
+def test_gspo_clips_whole_sequences() -> None:
+    weights, low_rank = model(LLAMA), adapter(LLAMA)
+    batch = [
+        dataclasses.replace(datum, advantages=np.full(datum.length, sign, np.float32))
+        for datum, sign in zip(datums([40, 40, 25]), (1.0, -1.0, 1.0), strict=True)
+    ]
+    output = lm.forward(weights, low_rank, batch, loss=GSPO)
+    low, high = (output.logprobs[i] + shift for i, shift in ((0, -1.0), (1, 1.0)))
+    batch[0] = dataclasses.replace(batch[0], logprobs=low)
+    batch[1] = dataclasses.replace(batch[1], logprobs=high)
+    batch[2] = dataclasses.replace(batch[2], logprobs=output.logprobs[2])
+    loss = lm.LossSpec(name="gspo", config={"clip_low_threshold": 0.9, "clip_high_threshold": 1.1})
+    gradients, clipped = lm.forward_backward(weights, low_rank, None, batch, loss=loss)
+    expected, _ = lm.forward_backward(weights, low_rank, None, batch[2:], loss=loss)
+
+    # The first two have left the range in the direction their advantage asks for.
+    sums = [datum.weights.sum() for datum in batch]
+    assert clipped.loss_sum == pytest.approx(-1.1 * sums[0] + 0.9 * sums[1] - sums[2], rel=1e-4)
+    _assert_close(gradients, expected, 1e-4)
+
+
 def _assert_close(left: lm.LoRA, right: lm.LoRA, tolerance: float) -> None:
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.abs(b).max()), rtol=0)
 
 
-@pytest.mark.parametrize("train_unembed", [True, False])
-def test_packing_changes_neither_logprobs_nor_gradients(*, train_unembed: bool) -> None:
+@pytest.mark.parametrize(
+    ("train_unembed", "loss"), [(True, CROSS_ENTROPY), (False, CROSS_ENTROPY), (True, GSPO)]
+)
+def test_packing_changes_neither_logprobs_nor_gradients(
+    *, train_unembed: bool, loss: lm.LossSpec
+) -> None:
     weights, low_rank = model(LLAMA), adapter(LLAMA, train_unembed=train_unembed)
     batch = datums([33, 7, 200, 64])
-    together, output = lm.forward_backward(weights, low_rank, None, batch, loss=CROSS_ENTROPY)
-    alone, logprobs = None, []
+    together, output = lm.forward_backward(weights, low_rank, None, batch, loss=loss)
+    alone, logprobs, loss_sum = None, [], 0.0
     for datum in batch:
-        alone, one = lm.forward_backward(weights, low_rank, alone, [datum], loss=CROSS_ENTROPY)
+        alone, one = lm.forward_backward(weights, low_rank, alone, [datum], loss=loss)
         logprobs += one.logprobs
+        loss_sum += one.loss_sum
 
+    assert output.loss_sum == pytest.approx(loss_sum, rel=1e-5)
     _assert_close(together, alone, 1e-4)
     for a, b in zip(output.logprobs, logprobs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -364,6 +444,18 @@ def test_prompts_are_scored_as_targets_are(top_k: int) -> None:
             np.testing.assert_allclose(likeliest[hit], same[hit], atol=1e-6)
         else:
             assert score.topk_ids is None
+
+
+def test_changed_gspo_thresholds_compile_nothing() -> None:
+    weights, low_rank, batch = model(LLAMA), adapter(LLAMA), datums([30, 20])
+    programs = training._forward_backward._cache_size()
+    for high in (1.1, 1.2):
+        loss = lm.LossSpec(
+            name="gspo", config={"clip_low_threshold": 0.9, "clip_high_threshold": high}
+        )
+        lm.forward_backward(weights, low_rank, None, batch, loss=loss)
+
+    assert training._forward_backward._cache_size() - programs <= 1
 
 
 def test_what_a_loss_lacks_is_named() -> None:

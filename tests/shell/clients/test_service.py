@@ -62,6 +62,29 @@ def test_training_learns_saves_restores_and_samples(tiny_engine, tiny_model_dire
     assert sample.stop_reason == "stop"
 
 
+def test_losses_take_their_settings_and_masks(tiny_engine, tiny_model_directory):
+    plain = datum(1, 60, 61, 62, 2)
+
+    async def talk(service):
+        trainer = await service.create(NewLoRA(base_model=str(tiny_model_directory), rank=2))
+        (current,) = (await trainer.forward([plain])).logprobs
+        sampled = Datum(
+            tokens=plain.tokens,
+            target_tokens=plain.target_tokens,
+            logprobs=(current - np.log([2, 8, 1, 1])).astype(np.float32),
+            advantages=np.ones(4, np.float32),
+            weights=np.array([1, 1, 0, 0], np.float32),
+        )
+        losses = []
+        for high in (3.0, 5.0):
+            config = {"clip_low_threshold": 0.5, "clip_high_threshold": high}
+            losses.append((await trainer.forward([sampled], loss="gspo", config=config)).loss_sum)
+            await trainer.forward_backward([sampled], loss="gspo", config=config)
+        return losses
+
+    assert on(tiny_engine, talk) == pytest.approx([-2 * 3, -2 * 4], rel=1e-4)
+
+
 def test_a_prompt_is_completed_as_often_as_asked(tiny_engine, tiny_model_directory):
     async def talk(service):
         sampler = await service.sampler(base_model=str(tiny_model_directory))

@@ -122,6 +122,7 @@ def test_what_is_wrong_with_a_request_is_the_users_to_know(new_model, batch, mak
         (lambda: model.forward_backward(batch, "no_such_loss"), "no_such_loss"),
         (lambda: model.forward_backward(batch, CE, {"colour": 1.0}), "colour"),
         (lambda: model.forward_backward(batch, "ppo"), "logprobs"),
+        (lambda: model.forward_backward(batch, "gspo"), "needs clip_low_threshold and clip_high"),
         (lambda: model.forward_backward([short], CE), "weights must have the shape"),
         (lambda: model.forward_backward([make_datum([5, 300, 6])], CE), "300"),
         (lambda: model.forward_backward([make_datum([5] * 600)], CE), "512"),
@@ -214,6 +215,7 @@ def test_the_policy_losses_reach_the_gradient(new_model, make_datum, logprobs):
         ("ppo", {"clip_low_threshold": 0.5, "clip_high_threshold": 1.5}),
         ("cispo", None),
         ("dro", {"beta": 0.1}),
+        ("gspo", {"clip_low_threshold": 0.5, "clip_high_threshold": 1.5}),
     ):
         passed = model.forward_backward([datum], loss, config).result()
         np.testing.assert_allclose(
@@ -222,6 +224,30 @@ def test_the_policy_losses_reach_the_gradient(new_model, make_datum, logprobs):
     model.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
     change = logprobs(model, [make_datum(tokens)]) - before
     assert change[:2].sum() > 0 > change[2:].sum()
+
+
+def test_a_mask_says_which_tokens_make_up_the_ratio_of_a_sequence(new_model, logprobs, make_datum):
+    model = new_model()
+    tokens = [5, 9, 14, 20, 31]
+    current = logprobs(model, [make_datum(tokens)])
+    columns = {
+        "target_tokens": np.array(tokens[1:], np.int64),
+        "logprobs": (current - np.log([2.0, 4.0, 3.0, 7.0])).astype(np.float32),
+        "advantages": np.array([1.0, 1.0, 10.0, 100.0], np.float32),
+    }
+    inputs = tinker.ModelInput.from_ints(tokens[:-1])
+
+    def loss(**more: list[float]) -> float:
+        arrays = {name: np.array(values, np.float32) for name, values in more.items()}
+        datum = tinker.Datum(model_input=inputs, loss_fn_inputs=columns | arrays)
+        thresholds = {"clip_low_threshold": 0.0, "clip_high_threshold": 10.0}
+        return model.forward([datum], "gspo", thresholds).result().metrics["loss:sum"]
+
+    assert loss() == pytest.approx(-112 * (2 * 4 * 3 * 7) ** 0.25, rel=1e-4)
+    assert loss(weights=[1, 1, 1, 0]) == pytest.approx(-12 * (2 * 4 * 3) ** (1 / 3), rel=1e-4)
+    assert loss(sequence_ratio_mask=[1, 1, 0, 0]) == pytest.approx(-112 * 8**0.5, rel=1e-4)
+    both = loss(weights=[1, 1, 1, 0], sequence_ratio_mask=[0, 1, 0, 0])
+    assert both == pytest.approx(-12 * 4, rel=1e-4)
 
 
 def test_get_tokenizer_works_without_the_hub(new_model):
