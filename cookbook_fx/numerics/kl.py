@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Real
 
 from cookbook_fx.numerics import masked
 from cookbook_fx.numerics.masked import AnyArray
-from cookbook_fx.numerics.returns import discounted_sums
+from cookbook_fx.numerics.returns import BLOCK, discounted_sums
 
 
 @jax.jit
@@ -172,10 +173,10 @@ def sample_train_kl(
     difference = _difference(sampling_logprobs, training_logprobs, mask)
     sampling = jnp.asarray(sampling_logprobs)
     return SampleTrainKL(
-        kl_v1=masked.mean(difference, mask),
-        kl_v2=masked.mean(jnp.square(difference) / 2, mask),
-        kl_v3=masked.mean(_excess(-difference), mask),
-        entropy=-masked.mean(jnp.where(sampling > -jnp.inf, sampling, 0), mask),
+        kl_v1=_batch_mean(difference, mask),
+        kl_v2=_batch_mean(jnp.square(difference) / 2, mask),
+        kl_v3=_batch_mean(_excess(-difference), mask),
+        entropy=-_batch_mean(masked.keep(sampling, mask & (sampling > -jnp.inf)), mask),
     )
 
 
@@ -239,7 +240,7 @@ def kl_penalty(
         models, arXiv:2306.13649, for the reverse KL to a teacher.
     """
     difference = _difference(sampling_logprobs, base_logprobs, mask)
-    mean_kl = masked.mean(difference, mask)
+    mean_kl = _batch_mean(difference, mask)
     penalties = coef * ((mean_kl if centered else 0) - difference)
     return KLPenalty(
         advantages=discounted_sums(penalties, gamma, mask=mask, starts=starts), mean_kl=mean_kl
@@ -254,6 +255,24 @@ def _difference(
     if mask is not None:
         counts &= mask
     return masked.keep(sampling_logprobs, counts) - masked.keep(other_logprobs, counts)
+
+
+def _batch_mean(values: Array, mask: AnyArray) -> Array:
+    """The mean over the mask of values that are 0 elsewhere; 0 where nothing is unmasked.
+
+    A block at a time and then over blocks: the digits stay over millions of tokens, and on CPU
+    this is several times as fast as one reduction over everything.
+    """
+    blocks = _in_blocks(values)
+    ones = jnp.ones(BLOCK, values.dtype)
+    totals = jnp.matmul(blocks, ones, precision=lax.Precision.HIGHEST)
+    # A block's count fits into 8 bits, which are added up fastest.
+    counts = jnp.sum(_in_blocks(jnp.asarray(mask)).astype(jnp.int8), axis=-1, dtype=jnp.int8)
+    return jnp.sum(totals) / jnp.maximum(jnp.sum(counts.astype(jnp.int32)), 1)
+
+
+def _in_blocks(array: Array) -> Array:
+    return jnp.pad(array.reshape(-1), (0, -array.size % BLOCK)).reshape(-1, BLOCK)
 
 
 def _excess(exponent: Array) -> Array:

@@ -15,6 +15,8 @@ from cookbook_fx.numerics.masked import AnyArray
 # Positions a block holds: of 8 to 128 the fastest on CPU, and sequences that begin on a block
 # leave only half of it empty on average. Batches are laid out with it (rl/batch.py).
 BLOCK = 32
+# For rows, the first that fills them: padding would cost a copy of everything.
+ROW_BLOCKS = (BLOCK, 40, 24, 48, 16)
 
 
 @jax.jit
@@ -147,7 +149,7 @@ def _of_rows(values: Array, discount: Array, *, apart: int = 1, skip: int = 0) -
     length = values.shape[-1]
     if not values.size:
         return values
-    block = min(BLOCK, length)
+    block = next((size for size in ROW_BLOCKS if length % size == 0), min(BLOCK, length))
     blocks = _padded(values, -length % block).reshape(*values.shape[:-1], -1, block)
     sums = _inside_blocks(blocks, discount, apart=apart, skip=skip)
     if length > block:
