@@ -448,7 +448,13 @@ class TestRefused:
     @pytest.mark.parametrize("place", ["ob", "tokens"])
     @pytest.mark.parametrize(
         ("wrong", "got"),
-        [(-1, "-1"), (2**31, "2147483648"), (2**40, "1099511627776"), (1.5, "1.5|float64")],
+        [
+            (-1, "-1"),
+            (2**31, "2147483648"),
+            (2**40, "1099511627776"),
+            (-(2**40), "-1099511627776"),
+            (1.5, "1.5|float64"),
+        ],
     )
     def test_tokens_that_are_none(self, kind, place, wrong, got):
         ob, tokens = ([1, 2, wrong], [4, 5]) if place == "ob" else ([1, 2, 3], [wrong, 5])
