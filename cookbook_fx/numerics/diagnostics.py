@@ -102,8 +102,8 @@ def policy_diagnostics(
         ratio_mean=masked.mean(ratios, mask),
         ratio_min=jnp.where(some, jnp.min(ratios, where=mask, initial=jnp.inf), 0),
         ratio_max=jnp.where(some, jnp.exp(largest), 0),
-        clip_fraction_low=masked.mean(low, mask),
-        clip_fraction_high=masked.mean(high, mask),
+        clip_fraction_low=masked.mean(low.astype(ratios.dtype), mask),
+        clip_fraction_high=masked.mean(high.astype(ratios.dtype), mask),
         effective_sample_size=jnp.where(
             some, masked.mean(shares, mask) * masked.total(shares, mask) / squares, 0
         ),
