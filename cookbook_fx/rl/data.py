@@ -184,8 +184,7 @@ def compute_post_kl(
             answers under the new weights; the first is not looked at.
 
     Returns:
-        As `compute_kl_sample_train`; upstream logs `kl_v1` and `kl_v2` as `kl_pre_post_v1` and
-        `kl_pre_post_v2`.
+        As `compute_kl_sample_train`; tinker-cookbook logs `kl_v1` as `kl_pre_post_v1`.
 
     Raises:
         DataError: as for `compute_kl_sample_train`.
@@ -216,6 +215,7 @@ def incorporate_kl_penalty(
         gamma: discount per token, 0 to 1.
 
     Raises:
+        ConfigurationError: γ is not between 0 and 1.
         DataError: a datum lacks a column, log-probabilities are for other tokens than its own, or
             those of a sampled token are not finite.
 
@@ -257,7 +257,8 @@ def _batch_of(data: Sequence[Datum]) -> TrajectoryBatch:
     blocks = -(-lengths // BLOCK)
     starts = (np.cumsum(blocks) - blocks) * BLOCK
     size = bucket(int(blocks.sum())) * BLOCK
-    tokens = _lay_out(full_sequences(data), starts, np.zeros(size, np.int32))
+    tokens = _lay_out([datum.tokens for datum in data], starts, np.zeros(size, np.int32))
+    tokens[starts + lengths - 1] = [datum.target_tokens[-1] for datum in data]
     mask = _lay_out(masks, starts + 1, np.zeros(size, bool))
     logprobs = _lay_out(_columns(data, "logprobs"), starts + 1, np.zeros(size, np.float32))
     return TrajectoryBatch(

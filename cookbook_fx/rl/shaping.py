@@ -33,7 +33,7 @@ from jaxtyping import Float, Integer, Real
 
 from cookbook_fx import numerics
 from cookbook_fx.data import Datum, power_of_two
-from cookbook_fx.errors import DataError
+from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.numerics.masked import AnyArray
 from cookbook_fx.rl.batch import BLOCK, TrajectoryBatch
 
@@ -185,12 +185,12 @@ def kl_shaped(
 ) -> KLShaped:
     """Adds to advantages a penalty for sampling what a base model or teacher finds unlikely.
 
-    With δₜ = log p_sampling - log p_base of each sampled token, and δ̄ their mean over the batch:
+    With δₜ = log p_sampling - log p_base of each sampled token and δ̄ their mean over the batch:
 
-        Aₜ + Σₖ≥₀ γᵏ coef (δ̄ - δₜ₊ₖ)
+        Aₜ + coef Σₖ γᵏ (δ̄ - δₜ₊ₖ),  k = 0, 1, 2...
 
-    the sum over the sampled tokens that follow in the row; γ⁰ = 1 alone for γ = 0. Only sampled
-    tokens receive it: prompts stay as they are, discounted or not.
+    over the sampled tokens that follow in the row, and for γ = 0 over the token itself alone. Only
+    sampled tokens receive it: prompts stay as they are, discounted or not.
 
     Args:
         batch: where the tokens stand, and how likely they were when sampled.
@@ -205,15 +205,18 @@ def kl_shaped(
         The new advantages and δ̄. Where nothing is unmasked, the advantages as given and 0.
 
     Raises:
+        ConfigurationError: γ is not between 0 and 1.
         DataError: a column has not the batch's flat size, or the base log-probability of a
             sampled token is nan or -inf. (One of -inf from sampling makes δ = 0.)
 
     Example:
         See the top of this file.
 
-    Reference: Schulman et al. 2017, arXiv:1704.06440, section 2.2, for penalties in the reward; Lu
-        2025, On-Policy Distillation, for the teacher.
+    Reference: Ziegler et al. 2019, arXiv:1909.08593, section 2; Agarwal et al. 2024,
+        arXiv:2306.13649, for the reverse KL to a teacher.
     """
+    if not 0 <= gamma <= 1:
+        raise ConfigurationError(f"`gamma` is a discount per token, from 0 to 1; got {gamma}")
     unshaped = _of_tokens(batch, advantages, "advantages")
     base = _of_tokens(batch, base_logprobs, "base_logprobs")
     penalty, mean_kl = jax.device_get(
@@ -276,10 +279,13 @@ def _spread(
 ) -> Float[np.ndarray, " flat"]:
     """Each trajectory's value at its tokens of the mask, 0 elsewhere."""
     rows = _rows_of_blocks(batch)
-    of_block = np.zeros((batch.mask.size // BLOCK, 1), np.float32)
-    of_block[: len(rows), 0] = of_trajectory[batch.row_trajectory[rows]]
-    spread: np.ndarray = np.where(batch.mask.reshape(-1, BLOCK), of_block, np.float32(0))
-    return spread.reshape(-1)
+    of_block = np.zeros(batch.mask.size // BLOCK, np.float32)
+    of_block[: len(rows)] = of_trajectory[batch.row_trajectory[rows]]
+    # Selecting with `np.where` takes ten times as long where the mask is ragged.
+    values = np.repeat(of_block, BLOCK)
+    values *= batch.mask
+    values += 0  # -0.0, which a negative value leaves off the mask, becomes 0.0
+    return values
 
 
 def _of_tokens(batch: TrajectoryBatch, column: AnyArray, name: str) -> np.ndarray:

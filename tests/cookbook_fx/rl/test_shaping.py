@@ -1,6 +1,7 @@
 """From rewards to datums: by hand, against slow definitions, and where there is nothing to do."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cookbook_fx import numerics, rl
-from cookbook_fx.errors import DataError
+from cookbook_fx.errors import ConfigurationError, DataError
 from tests.rl_strategies import GROUPS, episode, group_of, with_arrays
 
 ESTIMATORS = [
@@ -268,6 +269,28 @@ def test_a_sampled_token_without_a_base_logprob_is_refused_by_its_place(bad: flo
         rl.kl_shaped(batch, np.zeros(len(base), np.float32), base, coef=1.0, gamma=0.9)
 
 
+def test_a_token_that_sampling_ruled_out_counts_nothing() -> None:
+    batch = rl.trajectory_batch([rewarded(1, 0)])
+    sampling = batch.sampling_logprobs.copy()
+    sampling[2] = -np.inf
+    zeros = np.zeros(len(sampling), np.float32)
+
+    shaped = rl.kl_shaped(
+        replace(batch, sampling_logprobs=sampling), zeros, sampling - 1, coef=1.0, gamma=0.0
+    )
+
+    assert shaped.mean_kl == 0.75
+    assert shaped.advantages[2:4].tolist() == [0.75, -0.25]
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.01, np.nan])
+def test_what_is_no_discount_is_refused(gamma: float) -> None:
+    batch = rl.trajectory_batch([rewarded(1, 0)])
+    zeros = np.zeros(len(batch.mask), np.float32)
+    with pytest.raises(ConfigurationError, match="from 0 to 1; got"):
+        rl.kl_shaped(batch, zeros, zeros, coef=1.0, gamma=gamma)
+
+
 def test_columns_of_another_size_are_refused() -> None:
     batch = rl.trajectory_batch([rewarded(1, 0)])
     short = np.zeros(3, np.float32)
@@ -315,22 +338,21 @@ def test_datums_are_views_from_which_the_rows_can_be_read_back(groups: list) -> 
 
 @given(GROUPS)
 @settings(max_examples=50, deadline=None)
-def test_trajectory_means_are_sequence_means_where_each_trajectory_is_a_sequence(
-    groups: list,
-) -> None:
+def test_trajectory_means_are_sequence_means_with_an_episodes_rows_together(groups: list) -> None:
     batch = rl.trajectory_batch(groups)
     weights = rl.trajectory_mean_weights(batch)
-    rows = -(-batch.row_lengths // rl.BLOCK)
-    trajectory = np.full(len(batch.mask) // rl.BLOCK, -1)
-    trajectory[: rows.sum()] = np.repeat(batch.row_trajectory, rows)
-    sums = [
-        weights.reshape(-1, rl.BLOCK)[trajectory == number].sum()
-        for number in range(len(batch.rewards))
-    ]
-    present = [total for total in sums if total]
+    starts, lengths = batch.row_starts, batch.row_lengths
+    padded, ours = np.zeros((16, 256), bool), np.zeros((16, 256), np.float32)
+    for trajectory in range(len(batch.rewards)):
+        places = [
+            place
+            for row in np.flatnonzero(batch.row_trajectory == trajectory)
+            for place in range(starts[row], starts[row] + lengths[row])
+        ]
+        padded[trajectory, : len(places)] = batch.mask[places]
+        ours[trajectory, : len(places)] = weights[places]
 
-    assert present == pytest.approx([1 / max(len(present), 1)] * len(present), rel=1e-5)
-    assert len(present) == len(np.unique(trajectory[batch.mask.reshape(-1, rl.BLOCK).any(axis=1)]))
+    np.testing.assert_allclose(ours, numerics.sequence_mean_weights(padded), rtol=1e-6)
     assert np.array_equal(weights > 0, batch.mask)
 
 
