@@ -346,8 +346,8 @@ def _put_numbers(
 def _pack(
     buffer: np.ndarray, at: int, values: Sequence[Any], *, first: int, code: str, wanted: str
 ) -> None:
-    # Half of what assigning a list to a slice takes, and it takes nothing for a number that is
-    # none: a slice rounds 1.5 and reads "7".
+    # A third to a half faster than assigning a list to a slice, and strict: a slice cuts 1.5 down
+    # to 1 and reads "7" as 7.
     new = values[first:] if first else values
     offset = (at + first) * buffer.itemsize
     try:
