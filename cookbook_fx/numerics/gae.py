@@ -53,7 +53,7 @@ def generalized_advantages(
 
     Reference:
         Schulman et al. (2016), High-dimensional continuous control using generalized advantage
-        estimation, arXiv:1506.02438, equations 11 and 16.
+        estimation, arXiv:1506.02438, equation 16.
     """
     rewards, values = jnp.asarray(rewards), jnp.asarray(values)
     starts = None if starts is None else jnp.asarray(starts)

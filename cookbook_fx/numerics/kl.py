@@ -120,7 +120,7 @@ def kl_divergence(
         0.5
 
     Reference:
-        Kullback and Leibler (1951), On information and sufficiency, equation 2.4.
+        Kullback and Leibler (1951), On information and sufficiency, section 2.
     """
     difference = _difference(logprobs_p, logprobs_q, None)
     probabilities = jnp.exp(jnp.asarray(logprobs_p).astype(difference.dtype))
@@ -236,7 +236,7 @@ def kl_penalty(
 
     Reference:
         Ziegler et al. (2019), Fine-tuning language models from human preferences,
-        arXiv:1909.08593, section 2; Agarwal et al. (2024), On-policy distillation of language
+        arXiv:1909.08593, equation 2; Agarwal et al. (2024), On-policy distillation of language
         models, arXiv:2306.13649, for the reverse KL to a teacher.
     """
     difference = _difference(sampling_logprobs, base_logprobs, mask)

@@ -44,7 +44,7 @@ def discounted_sums(
             With one axis fewer, `[..., block]` for values `[..., block, position]`: each block goes
             on where the one before it ends, unless a sequence begins with it. This is the layout
             for very large ragged batches, with blocks of `BLOCK` positions, and the fast one
-            beside plain rows; resets anywhere cost several times as much.
+            beside plain rows; resets anywhere cost about five times as much.
             The first entry begins a sequence whether marked or not.
 
     Returns:
@@ -62,19 +62,21 @@ def discounted_sums(
         [2.0, 2.0, 4.0]
 
     Reference:
-        Sutton and Barto (2018), Reinforcement Learning, equations 3.8 and 3.9. Blocks as in
-        Blelloch (1990), Prefix sums and their applications, section 1.2.
+        Sutton and Barto (2018), Reinforcement Learning, equations 3.8 and 3.9; Blelloch (1990),
+        Prefix sums and their applications, for the way it is computed.
     """
     values = jnp.asarray(values)
+    if not values.ndim:
+        raise ConfigurationError("`values` must have an axis to sum along, got a scalar")
     values = values.astype(jnp.promote_types(jnp.result_type(values, gamma), jnp.float32))
     discount = jnp.asarray(gamma, values.dtype)
     if mask is not None:
         values = jnp.where(mask, values, 0)
     if starts is None:
         sums = _of_rows(values, discount)
-    elif starts.shape == values.shape and values.ndim:
+    elif starts.shape == values.shape:
         sums = _with_resets(values, discount, sequence_ends(jnp.asarray(starts)))
-    elif starts.shape == values.shape[:-1] and starts.ndim:
+    elif starts.ndim and starts.shape == values.shape[:-1]:
         sums = _of_blocks(values, discount, jnp.asarray(starts))
     else:
         raise ConfigurationError(
@@ -206,8 +208,10 @@ def _with_resets(values: Array, discount: Array, ends: Array, *, apart: int = 1)
 
 
 def _power(discount: Array, exponent: Array) -> Array:
-    # With integer exponents it would be multiplied up, and lose digits that long sums need.
-    return discount ** exponent.astype(discount.dtype)
+    # With integer exponents it would be multiplied up, and lose digits that long sums need; and
+    # the derivative of γ⁰ would be nan at γ = 0.
+    power = discount ** jnp.maximum(exponent, 1).astype(discount.dtype)
+    return jnp.where(exponent == 0, 1, power)
 
 
 def _padded(array: Array, count: int) -> Array:
