@@ -241,14 +241,15 @@ def _shapes(arguments: argparse.Namespace) -> None:
 
     jax.clear_caches()
     jax.monitoring.register_event_duration_secs_listener(count)
-    tokens = slots = 0
+    slots, tokens = 0, []
     for work in _varied_steps(200):
         batch = rl.trajectory_batch(our_groups(work))
         _step(batch, work.base_logprobs)
-        tokens += work.tokens
+        tokens.append(work.tokens)
         slots += len(batch.tokens)
     jax.monitoring.unregister_event_duration_listener(count)
-    print(f"\n200 steps of {tokens} tokens in all: {100 * (slots / tokens - 1):.1f} % padding")
+    padding = 100 * (slots / sum(tokens) - 1)
+    print(f"\n200 steps of {min(tokens)} to {max(tokens)} tokens: {padding:.1f} % padding")
     for name, programs in compiled.most_common():
         print(f"  {name:<40} {programs:>3} programs, {seconds[name]:6.2f} s")
 
@@ -274,10 +275,10 @@ def _step(batch: rl.TrajectoryBatch, base_rows: list[list[float | None]]) -> Non
 
 
 def _varied_steps(count: int) -> Iterator[Work]:
-    """Ten to one in the number of groups, four to one in the length of episodes."""
+    """Two to one in the number of groups, four to one in the length of episodes."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        groups, mean_tokens = np.exp(rng.uniform(np.log([2, 256]), np.log([20, 1024])))
+        groups, mean_tokens = np.exp(rng.uniform(np.log([8, 256]), np.log([16, 1024])))
         yield make_work(int(groups), 16, int(mean_tokens), turns=1)
 
 
@@ -290,7 +291,7 @@ def _startup(arguments: argparse.Namespace) -> None:
         }
         runs = [
             subprocess.run(
-                command, env=os.environ | variables, check=True, text=True, capture_output=True
+                command, env=os.environ | variables, check=True, text=True, stdout=subprocess.PIPE
             ).stdout.splitlines()
             for _ in range(2)
         ]
@@ -325,7 +326,11 @@ def _print_first_calls() -> None:
         ),
         "sample_train_kl": lambda: numerics.sample_train_kl(x, x, mask),
         "ppo, value and gradient": gradient(lambda p: numerics.ppo(p, **policy)),
-        "gspo, value and gradient": gradient(lambda p: numerics.gspo(p, **policy)),
+        "gspo, value and gradient": gradient(
+            lambda p: numerics.gspo(
+                p, **policy, clip_low_threshold=1 - 3e-4, clip_high_threshold=1 + 4e-4
+            )
+        ),
         "dpo, value and gradient": gradient(lambda p: numerics.dpo(p[:, 0], p[:, 1], **reference)),
     }
     for name, call in calls.items():
