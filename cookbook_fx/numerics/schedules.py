@@ -82,7 +82,7 @@ def _constant(steps: int, decay_steps: int) -> optax.Schedule:
 
 
 def _linear(steps: int, decay_steps: int) -> optax.Schedule:
-    return optax.linear_schedule(1.0, 0.0, steps)
+    return _falling(steps)
 
 
 def _cosine(steps: int, decay_steps: int) -> optax.Schedule:
@@ -95,7 +95,14 @@ def _warmup_stable_decay(steps: int, decay_steps: int) -> optax.Schedule:
             f"wsd has {steps} steps after its warm-up and cannot decay over {decay_steps}; lower "
             "`warmup_steps` or `decay_fraction`"
         )
-    return optax.linear_schedule(1.0, 0.0, decay_steps, transition_begin=steps - decay_steps)
+    return _falling(decay_steps, begin=steps - decay_steps)
+
+
+def _falling(steps: int, *, begin: int = 0) -> optax.Schedule:
+    # Joined to the 0 it ends at: XLA divides by a constant as it multiplies with its reciprocal,
+    # which leaves 6e-8 of some runs.
+    falling = optax.linear_schedule(1.0, 0.0, steps, transition_begin=begin)
+    return optax.join_schedules([falling, optax.constant_schedule(0.0)], [begin + steps])
 
 
 SCHEDULES: dict[str, Callable[[int, int], optax.Schedule]] = {

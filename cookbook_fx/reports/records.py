@@ -196,29 +196,24 @@ def _policy(report: PolicyReport) -> Metrics:
 
 
 def _sample_train(measured: SampleTrainKL | PolicyDiagnostics | None) -> dict[str, ArrayLike]:
-    match measured:
-        case None:
-            return {}
-        case SampleTrainKL():
-            return {
-                "optim/kl_sample_train_v1": measured.kl_v1,
-                "optim/kl_sample_train_v2": measured.kl_v2,
-                "optim/kl_sample_train_v3": measured.kl_v3,
-                "optim/entropy": measured.entropy,
-            }
-        case PolicyDiagnostics():
-            return {
-                "optim/kl_sample_train_v1": measured.kl_k1,
-                "optim/kl_sample_train_v2": measured.kl_k2,
-                "optim/kl_sample_train_v3": measured.kl_k3,
-                "optim/entropy": measured.entropy,
-                "optim/ratio_mean": measured.ratio_mean,
-                "optim/ratio_min": measured.ratio_min,
-                "optim/ratio_max": measured.ratio_max,
-                "optim/clip_fraction_low": measured.clip_fraction_low,
-                "optim/clip_fraction_high": measured.clip_fraction_high,
-                "optim/effective_sample_size": measured.effective_sample_size,
-            }
+    if measured is None:
+        return {}
+    distances = {
+        "optim/kl_sample_train_v1": measured.kl_v1,
+        "optim/kl_sample_train_v2": measured.kl_v2,
+        "optim/kl_sample_train_v3": measured.kl_v3,
+        "optim/entropy": measured.entropy,
+    }
+    if isinstance(measured, SampleTrainKL):
+        return distances
+    return distances | {
+        "optim/ratio_mean": measured.ratio_mean,
+        "optim/ratio_min": measured.ratio_min,
+        "optim/ratio_max": measured.ratio_max,
+        "optim/clip_fraction_low": measured.clip_fraction_low,
+        "optim/clip_fraction_high": measured.clip_fraction_high,
+        "optim/effective_sample_size": measured.effective_sample_size,
+    }
 
 
 def _pre_post(kl: SampleTrainKL | None) -> dict[str, ArrayLike]:

@@ -106,6 +106,16 @@ def test_a_run_that_goes_on_too_long_is_not_trained_backwards(name):
     assert past_the_end.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "wsd"])
+def test_the_end_is_exactly_0_however_long_the_run(name):
+    """Of 1 - T · (1 / T), some T leave 6e-8."""
+    for total in (47, 141, 218):
+        assert (
+            learning_rate_multiplier(name, np.arange(total, total + 65), total).tolist()
+            == [0.0] * 65
+        )
+
+
 def test_they_agree_with_optax_where_it_has_the_same():
     steps = jnp.arange(65)
     for total, warmup in [(10, 4), (60, 0), (50, 7)]:

@@ -136,9 +136,9 @@ def diagnostics():
         clip_fraction_low=0.125,
         clip_fraction_high=0.0625,
         effective_sample_size=0.875,
-        kl_k1=0.25,
-        kl_k2=0.5,
-        kl_k3=0.75,
+        kl_v1=0.25,
+        kl_v2=0.5,
+        kl_v3=0.75,
         entropy=1.5,
     )
 
