@@ -198,7 +198,7 @@ def _policy(report: PolicyReport) -> Metrics:
 def _sample_train(measured: SampleTrainKL | PolicyDiagnostics | None) -> dict[str, ArrayLike]:
     if measured is None:
         return {}
-    distances = {
+    distances: dict[str, ArrayLike] = {
         "optim/kl_sample_train_v1": measured.kl_v1,
         "optim/kl_sample_train_v2": measured.kl_v2,
         "optim/kl_sample_train_v3": measured.kl_v3,
