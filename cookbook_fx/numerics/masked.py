@@ -33,7 +33,9 @@ def keep(
         [1.0, 0.0]
     """
     values = jnp.asarray(values)
-    return jnp.where(mask, values, 0).astype(jnp.promote_types(values.dtype, jnp.float32))
+    # XLA on CPU does not vectorize a choice by bools, but does one by what a byte compares to.
+    counts = jnp.asarray(mask).view(jnp.uint8) > 0
+    return jnp.where(counts, values, 0).astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def count(mask: Bool[AnyArray, "*shape"], *, axis: int | None = None) -> Integer[Array, "..."]:

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Real, Shaped
 
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.numerics import masked
 from cookbook_fx.numerics.masked import AnyArray
 
 # Positions a block holds: of 8 to 128 the fastest on CPU, and sequences that begin on a block
@@ -71,7 +72,7 @@ def discounted_sums(
     values = values.astype(jnp.promote_types(jnp.result_type(values, gamma), jnp.float32))
     discount = jnp.asarray(gamma, values.dtype)
     if mask is not None:
-        values = jnp.where(mask, values, 0)
+        values = masked.keep(values, mask)
     if starts is None:
         sums = _of_rows(values, discount)
     elif starts.shape == values.shape:
@@ -83,7 +84,7 @@ def discounted_sums(
             f"`starts` must have the shape of `values`, {values.shape}, or lack its last axis and "
             f"say which blocks begin a sequence; got {starts.shape}"
         )
-    return sums if mask is None else jnp.where(mask, sums, 0)
+    return sums if mask is None else masked.keep(sums, mask)
 
 
 @jax.jit
@@ -168,7 +169,8 @@ def _of_blocks(values: Array, discount: Array, starts: Array) -> Array:
     inside = _inside_blocks(values, discount)
     ends = sequence_ends(starts)
     totals = _with_resets(inside[..., 0], discount, ends, apart=values.shape[-1])
-    following = jnp.where(ends, 0, jnp.roll(totals, -1, axis=-1))
+    # Not a roll, over which XLA's simplifier goes in circles at some sizes and complains.
+    following = jnp.where(ends, 0, _padded(totals[..., 1:], 1))
     return _add_following(inside, following, discount)
 
 
