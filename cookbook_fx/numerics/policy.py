@@ -270,7 +270,7 @@ def sequence_log_ratios(
     """
     p, q = masked.keep(logprobs, mask), masked.keep(sampling_logprobs, mask)
     ratios = jax.lax.stop_gradient(log_ratio(p, q))
-    if segments is None:
+    if segments is None or not ratios.size:
         mean = masked.mean(ratios, mask, axis=-1)
         return jnp.broadcast_to(mean[..., None], ratios.shape)
     width = ratios.shape[-1]

@@ -509,9 +509,10 @@ def _margin(
 
 
 def _logistic(reward_margin: Array, *, tilt: Scalar = 0.0) -> Array:
-    """-log σ(x) + tilt·x; as -log σ(-x) = x - log σ(x), every mix of the two is of this form."""
-    # Without a tilt an infinite margin must stay what it is: 0·inf is nan.
-    return -jax.nn.log_sigmoid(reward_margin) + jnp.where(tilt == 0, 0, tilt * reward_margin)
+    """-(1 - t)·log σ(x) - t·log σ(-x), which is tilted by t·x from -log σ(x)."""
+    # Each side by itself has the limits of infinite margins; 0·inf, without a tilt, is nan.
+    against = jnp.where(tilt == 0, 0, tilt * jax.nn.softplus(reward_margin))
+    return (1 - tilt) * jax.nn.softplus(-reward_margin) + against
 
 
 def _log_odds(logprobs: Array) -> Array:

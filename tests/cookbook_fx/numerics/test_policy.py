@@ -281,6 +281,15 @@ def test_rows_are_sequences_and_segments_are_of_one_row() -> None:
     np.testing.assert_allclose(same, rows, rtol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
+def test_packed_rows_of_nothing_have_no_losses(shape: tuple[int, ...]) -> None:
+    nothing = np.zeros(shape, np.float32)
+
+    losses = gspo(*[nothing] * 4, segments=nothing.astype(np.int32))
+
+    assert losses.shape == shape
+
+
 def test_a_mask_of_its_own_makes_up_the_ratio() -> None:
     p, q = np.log(np.array([2.0, 8.0, 3.0, 5.0], np.float32)), np.zeros(4, np.float32)
     ones = np.ones(4, np.float32)

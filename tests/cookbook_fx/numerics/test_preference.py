@@ -335,6 +335,21 @@ def test_impossible_completions_have_the_limits_of_dpo() -> None:
     assert down.tolist() == pytest.approx([0.1, 0])
 
 
+@pytest.mark.parametrize("loss", [dpo, robust_dpo])
+def test_impossible_completions_are_infinite_with_smoothing_too(loss: Callable) -> None:
+    chosen, rejected = jnp.array([-jnp.inf, -1.0]), jnp.array([-1.0, -jnp.inf])
+    zeros = {"reference_chosen": jnp.zeros(2), "reference_rejected": jnp.zeros(2)}
+
+    def values(chosen: jax.Array) -> jax.Array:
+        return loss(chosen, rejected, label_smoothing=0.2, **zeros)
+
+    # Of labels that are flipped in part, either completion's impossibility costs, or gains, all.
+    assert values(chosen).tolist() == [math.inf, math.inf if loss is dpo else -math.inf]
+    share = 0.2 if loss is dpo else -0.2 / 0.6
+    up = jax.grad(lambda chosen: values(chosen).sum())(chosen)
+    assert up.tolist() == pytest.approx([-0.1 * (1 - share), 0.1 * share])
+
+
 @pytest.mark.parametrize("logprob", [-1e4, 1e4])
 def test_kto_saturates(logprob: float) -> None:
     def loss(logprobs: jax.Array) -> jax.Array:
