@@ -1,7 +1,7 @@
 """How well a model predicts tokens, from their log-probabilities.
 
 Every function takes JAX arrays, under `jit`, `grad` and `vmap` too, and answers in JAX; given NumPy
-arrays it answers in NumPy, without compiling anything. Log-probabilities are in nats. Where a
+arrays alone it answers in NumPy, without compiling anything. Log-probabilities are in nats. Where a
 weight is 0 the log-probability is not looked at, so padding may hold anything, -inf included; where
 it is not, -inf makes the likelihood infinitely bad and leaves the gradient finite.
 """
@@ -10,10 +10,12 @@ from math import log
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-AnyArray = jax.Array | np.ndarray
+from cookbook_fx.numerics.masked import AnyArray
+
 # NumPy's sums over everything are scalars of a kind of their own.
 Scalar = Float[AnyArray, ""] | np.floating
 
@@ -54,7 +56,7 @@ def mean_nll(logprobs: Float[AnyArray, "*shape"], weights: Float[AnyArray, "*sha
         >>> float(mean_nll(np.array([-1.0, -4.0]), np.array([2.0, 1.0])))
         2.0
     """
-    xp = _namespace(logprobs)
+    xp = _namespace(weights)
     mean: Scalar = _ratio(weighted_nll(logprobs, weights), xp.sum(_wide(weights)))
     return mean
 
@@ -69,7 +71,7 @@ def example_mean_nll(
         >>> example_mean_nll(np.array([[-1.0, -3.0], [-5.0, 0.0]]), np.array([[1.0, 1.0], [0, 0]]))
         array([2., 0.])
     """
-    xp = _namespace(logprobs)
+    xp = _namespace(weights)
     means: AnyArray = _ratio(-_sum(logprobs, weights, axis=-1), xp.sum(_wide(weights), axis=-1))
     return means
 
@@ -102,7 +104,7 @@ def entropy(logprobs: Float[AnyArray, "*token vocab"]) -> Float[AnyArray, "*toke
 
 
 def perplexity(
-    mean_nll_nats: Float[AnyArray, "*shape"] | np.floating,
+    mean_nll_nats: Float[AnyArray, "*shape"] | np.floating | float,
 ) -> Float[AnyArray, "*shape"] | np.floating:
     """exp(NLL): as uncertain as a choice among so many equally likely tokens; 1 for no tokens.
 
@@ -142,22 +144,22 @@ def bits_per_byte(
         >>> float(bits_per_byte(np.log(np.array([0.5, 0.25, 0.5])), is_text, 6))
         0.5
     """
-    xp = _namespace(logprobs)
-    bits = -_sum(logprobs, xp.asarray(counted, logprobs.dtype)) / log(2)
-    a_byte: Scalar = _ratio(bits, xp.asarray(num_bytes, bits.dtype))
+    counts = _namespace(counted).asarray(counted, logprobs.dtype)
+    bits = -_sum(logprobs, counts) / log(2)
+    a_byte: Scalar = _ratio(bits, _namespace(num_bytes).asarray(num_bytes, bits.dtype))
     return a_byte
 
 
 def _sum(logprobs: AnyArray, weights: AnyArray, axis: int | None = None) -> Any:
     # Selecting before multiplying keeps 0 · -inf = nan out of the sum and of its gradient.
-    xp = _namespace(logprobs)
+    xp = _namespace(logprobs, weights)
     selected = xp.where(weights != 0, _wide(logprobs), 0)
     return xp.sum(selected * xp.asarray(weights, selected.dtype), axis=axis)
 
 
 def _ratio(numerator: Any, denominator: Any) -> Any:
     # The inner where keeps the division, and so its gradient, finite where it is not used.
-    xp = _namespace(numerator)
+    xp = _namespace(numerator, denominator)
     is_empty = denominator == 0
     safe = xp.asarray(xp.where(is_empty, 1, denominator), numerator.dtype)
     return xp.where(is_empty, 0, numerator / safe)
@@ -169,6 +171,6 @@ def _wide(array: AnyArray) -> Any:
     return array.astype(xp.promote_types(array.dtype, xp.float32))
 
 
-def _namespace(array: Any) -> Any:
-    """`jax.numpy` or `numpy`, whichever the array is of."""
-    return array.__array_namespace__()
+def _namespace(*arrays: Any) -> Any:
+    """`jax.numpy` where any of them is of it, `numpy` where none is."""
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np

@@ -174,6 +174,21 @@ def test_double_precision_is_kept():
             assert float(result) == pytest.approx(expected, rel=1e-14)
 
 
+def test_numpy_may_stand_beside_what_is_traced():
+    logprobs, ones = np.array([-1.0, -3.0], np.float32), np.ones(2, np.float32)
+    for function in (weighted_nll, mean_nll, example_mean_nll):
+        expected = function(logprobs, ones)
+        assert jax.jit(lambda w, f=function: f(logprobs, w))(ones) == expected
+        assert jax.jit(lambda p, f=function: f(p, ones))(logprobs) == expected
+    bytes_ = jax.jit(lambda counted: bits_per_byte(logprobs, counted, 4))(ones > 0)
+    assert bytes_ == pytest.approx(bits_per_byte(logprobs, ones > 0, 4))
+    assert jax.jit(lambda n: bits_per_byte(logprobs, ones > 0, n))(4) == bytes_
+
+
+def test_a_plain_number_of_nats_has_a_perplexity():
+    assert perplexity(np.log(8)) == perplexity(float(np.log(8))) == pytest.approx(8)
+
+
 VOCABULARY = hnp.arrays(np.float64, (3, 5), elements=st.one_of(st.floats(-9, 9), st.just(-np.inf)))
 
 
