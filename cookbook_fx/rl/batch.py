@@ -189,9 +189,8 @@ def trajectory_batch(
     sizes = np.array([len(total) for total in totals], np.int64)
     first_trajectory = np.cumsum(sizes) - sizes
     lengths = np.array([row.length for row in rows], np.int64)
-    blocks = -(-lengths // BLOCK)
-    starts = (np.cumsum(blocks) - blocks) * BLOCK
-    flat = _write(rows, starts, size=bucket(int(blocks.sum())) * BLOCK)
+    starts, size = row_layout(lengths)
+    flat = _write(rows, starts, size=size)
     return TrajectoryBatch(
         tokens=flat.tokens,
         mask=flat.mask,
@@ -205,6 +204,24 @@ def trajectory_batch(
         rewards=rewards,
         group_sizes=sizes,
     )
+
+
+class RowLayout(NamedTuple):
+    """Where each row begins, and how long the flat buffers are."""
+
+    starts: Int64[np.ndarray, " row"]
+    size: int
+
+
+def row_layout(lengths: Int64[np.ndarray, " row"]) -> RowLayout:
+    """Rows one behind the other, each from a block's start on, up to a bucket of blocks.
+
+    Example:
+        >>> row_layout(np.array([33, 5]))
+        RowLayout(starts=array([ 0, 64]), size=512)
+    """
+    blocks = -(-lengths // BLOCK)
+    return RowLayout((np.cumsum(blocks) - blocks) * BLOCK, bucket(int(blocks.sum())) * BLOCK)
 
 
 def _finite_rewards(totals: list[list[float | int]]) -> Float64[np.ndarray, " trajectory"]:

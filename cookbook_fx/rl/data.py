@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 
 from cookbook_fx import numerics
-from cookbook_fx.data import Datum, bucket
+from cookbook_fx.data import Datum
 from cookbook_fx.errors import DataError
 from cookbook_fx.numerics.masked import AnyArray
-from cookbook_fx.rl.batch import BLOCK, TrajectoryBatch, trajectory_batch
+from cookbook_fx.rl.batch import TrajectoryBatch, row_layout, trajectory_batch
 from cookbook_fx.rl.shaping import batch_data, estimate_by_group, kl_shaped, token_advantages
 from cookbook_fx.rl.trajectory import Trajectory, TrajectoryGroup
 
@@ -110,6 +110,20 @@ def assemble_training_data(
     Raises:
         DataError: advantages for another number of groups or trajectories, or not finite; data as
             for `trajectory_to_data`.
+
+    Example:
+        >>> from cookbook_fx.rl import TrajectoryGroup, Transition
+        >>> from cookbook_fx.tokens import TokensWithLogprobs
+        >>> turn = Transition(ob=[1, 2], reward=0, episode_done=True, ac=TokensWithLogprobs(
+        ...     tokens=[3], maybe_logprobs=[-1.0]))
+        >>> group = TrajectoryGroup(
+        ...     trajectories_G=[Trajectory(transitions=[turn], final_ob=[])] * 2,
+        ...     final_rewards_G=[1, 0], metrics_G=[{}, {}])
+        >>> data, sources = assemble_training_data([group], compute_advantages([group]))
+        >>> [datum.advantages.tolist() for datum in data]
+        [[0.0, 0.5], [0.0, -0.5]]
+        >>> sources[1]
+        DatumSource(group_idx=0, traj_idx=1)
     """
     if len(groups) != len(advantages):
         raise DataError(
@@ -188,6 +202,12 @@ def compute_post_kl(
 
     Raises:
         DataError: as for `compute_kl_sample_train`.
+
+    Example:
+        >>> ids, p = np.array([5, 6]), np.array([-1.0, -1.0], np.float32)
+        >>> datum = Datum(tokens=ids, target_tokens=ids, logprobs=p)
+        >>> float(compute_post_kl([datum], [[None, -1.0, -2.0]]).kl_v1)
+        0.5
     """
     batch = _batch_of(data)
     post = batch.column(post_logprobs)
@@ -215,7 +235,7 @@ def incorporate_kl_penalty(
         gamma: discount per token, 0 to 1.
 
     Raises:
-        ConfigurationError: γ is not between 0 and 1.
+        ConfigurationError: γ is not between 0 and 1, or `coef` is not finite.
         DataError: a datum lacks a column, log-probabilities are for other tokens than its own, or
             those of a sampled token are not finite.
 
@@ -254,9 +274,7 @@ def _batch_of(data: Sequence[Datum]) -> TrajectoryBatch:
     """A batch in which every datum is the only row of a group of one."""
     masks = [_mask(index, datum) for index, datum in enumerate(data)]
     lengths = np.array([datum.length + 1 for datum in data], np.int64)
-    blocks = -(-lengths // BLOCK)
-    starts = (np.cumsum(blocks) - blocks) * BLOCK
-    size = bucket(int(blocks.sum())) * BLOCK
+    starts, size = row_layout(lengths)
     tokens = _lay_out([datum.tokens for datum in data], starts, np.zeros(size, np.int32))
     tokens[starts + lengths - 1] = [datum.target_tokens[-1] for datum in data]
     mask = _lay_out(masks, starts + 1, np.zeros(size, bool))

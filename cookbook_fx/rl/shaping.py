@@ -2,7 +2,8 @@
 
 Each function is one link of a chain and may be replaced by your own: between them are arrays with
 a value a trajectory or a value a token, the latter in the flat layout of `TrajectoryBatch`.
-Nothing is changed in place, and a batch without rows passes through all of it.
+Nothing is changed in place, and a batch without rows passes through all of it. All of it is work of
+the host between programs, not for `jit`: inside your own, compose what it calls, `numerics`.
 
 Example:
     >>> from cookbook_fx import rl
@@ -76,6 +77,9 @@ def group_advantages(
     Raises:
         DataError: the estimator answered in another shape.
 
+    Example:
+        See the top of this file.
+
     Reference: Shao et al. 2024, arXiv:2402.03300, section 4.1, for groups as baselines.
     """
     return estimate_by_group(batch.rewards, batch.group_sizes, estimator)
@@ -105,7 +109,10 @@ def estimate_by_group(
     mask = np.arange(rollouts) < np.pad(group_sizes, (0, groups - len(group_sizes)))[:, None]
     table = np.zeros(mask.shape)
     table[mask] = rewards
-    advantages = np.asarray(estimator(table, mask=mask), np.float32)
+    # Rewards beyond float32 are refused as the infinite advantages they lead to. The warning of the
+    # conversion, where warnings are errors, jaxlib 0.10 would not survive.
+    with np.errstate(over="ignore"):
+        advantages = np.asarray(estimator(table, mask=mask), np.float32)
     if advantages.shape != mask.shape:
         raise DataError(
             f"an estimator must answer rewards of shape {mask.shape} with advantages of that "
@@ -161,6 +168,19 @@ def trajectory_mean_weights(batch: TrajectoryBatch) -> Float[np.ndarray, " flat"
     Returns:
         A value a token, adding up to 1; 0 off the mask, and everywhere where nothing is unmasked.
 
+    Example:
+        >>> from cookbook_fx import rl
+        >>> from cookbook_fx.tokens import TokensWithLogprobs
+        >>> def answered(*tokens):
+        ...     action = TokensWithLogprobs(tokens=tokens, maybe_logprobs=[-1.0] * len(tokens))
+        ...     turn = rl.Transition(ob=[1, 2], ac=action, reward=1, episode_done=True)
+        ...     return rl.Trajectory(transitions=[turn], final_ob=[])
+        >>> batch = rl.trajectory_batch([rl.TrajectoryGroup(
+        ...     trajectories_G=[answered(5, 6), answered(7)],
+        ...     final_rewards_G=[0, 0], metrics_G=[{}, {}])])
+        >>> trajectory_mean_weights(batch)[batch.mask].tolist()
+        [0.25, 0.25, 0.5]
+
     Reference: Shao et al. 2024, arXiv:2402.03300, equation 3.
     """
     of_block = np.count_nonzero(batch.mask.reshape(-1, BLOCK), axis=1)
@@ -205,7 +225,7 @@ def kl_shaped(
         The new advantages and δ̄. Where nothing is unmasked, the advantages as given and 0.
 
     Raises:
-        ConfigurationError: γ is not between 0 and 1.
+        ConfigurationError: γ is not between 0 and 1, or `coef` is not finite.
         DataError: a column has not the batch's flat size, or the base log-probability of a
             sampled token is nan or -inf. (One of -inf from sampling makes δ = 0.)
 
@@ -217,6 +237,8 @@ def kl_shaped(
     """
     if not 0 <= gamma <= 1:
         raise ConfigurationError(f"`gamma` is a discount per token, from 0 to 1; got {gamma}")
+    if not np.isfinite(coef):
+        raise ConfigurationError(f"`coef` is what a nat costs, a finite number; got {coef}")
     unshaped = _of_tokens(batch, advantages, "advantages")
     base = _of_tokens(batch, base_logprobs, "base_logprobs")
     penalty, mean_kl = jax.device_get(

@@ -291,6 +291,22 @@ def test_what_is_no_discount_is_refused(gamma: float) -> None:
         rl.kl_shaped(batch, zeros, zeros, coef=1.0, gamma=gamma)
 
 
+@pytest.mark.parametrize("coef", [np.nan, np.inf])
+def test_what_is_no_weight_is_refused(coef: float) -> None:
+    batch = rl.trajectory_batch([rewarded(1, 0)])
+    zeros = np.zeros(len(batch.mask), np.float32)
+    with pytest.raises(ConfigurationError, match="a finite number; got"):
+        rl.kl_shaped(batch, zeros, zeros, coef=coef)
+
+
+def test_rewards_beyond_single_precision_are_refused_as_their_advantages() -> None:
+    batch = rl.trajectory_batch([rewarded(1e39, 0)])
+    # Again, as jaxlib converts otherwise in a later call.
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"trajectory 0 is nan \(its reward is 1e\+39\)"):
+            rl.token_advantages(batch, rl.group_advantages(batch))
+
+
 def test_columns_of_another_size_are_refused() -> None:
     batch = rl.trajectory_batch([rewarded(1, 0)])
     short = np.zeros(3, np.float32)
