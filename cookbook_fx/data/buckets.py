@@ -4,11 +4,13 @@ What is large and costs time in proportion (tokens) grows by quarters, what is s
 (rows, groups, rollouts) by doubling.
 """
 
+import numpy as np
+
 SMALLEST = 16
 """Below this many, padding costs less than one more program would."""
 
 
-def bucket(count: int) -> int:
+def bucket(count: int | np.integer) -> int:
     """Rounds up to one of 16, 20, 25, 32, 40...: each a quarter larger than the one before.
 
     Counts spread over a range of ten to one meet at most twelve sizes, on average an eighth larger
@@ -27,11 +29,11 @@ def bucket(count: int) -> int:
     return size
 
 
-def power_of_two(count: int) -> int:
+def power_of_two(count: int | np.integer) -> int:
     """Rounds up to a power of two; 0 becomes 1.
 
     Example:
         >>> [power_of_two(count) for count in (0, 1, 3, 8)]
         [1, 1, 4, 8]
     """
-    return 1 << max(count - 1, 0).bit_length()
+    return 1 << max(int(count) - 1, 0).bit_length()

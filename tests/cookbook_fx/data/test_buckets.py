@@ -29,7 +29,11 @@ def test_a_bucket_is_at_most_a_quarter_too_large(count: int) -> None:
 
 def test_counts_of_ten_to_one_meet_twelve_sizes_with_an_eighth_to_spare() -> None:
     counts = np.geomspace(500, 5000, 2000).astype(int)
-    sizes = [bucket(int(count)) for count in counts]
+    sizes = [bucket(count) for count in counts]
 
     assert len(set(sizes)) <= 12
     assert np.mean(sizes / counts) < 1.14
+
+
+def test_counts_may_be_numpy_s() -> None:
+    assert [size(np.int64(17)) for size in (bucket, power_of_two)] == [20, 32]
