@@ -246,8 +246,9 @@ def kl_shaped(
             batch.sampling_logprobs.reshape(-1, BLOCK),
             base.reshape(-1, BLOCK),
             batch.mask.reshape(-1, BLOCK),
-            coef=coef,
-            gamma=gamma,
+            # As Python's numbers: of another kind they would make another program, or a wider type.
+            coef=float(coef),
+            gamma=float(gamma),
             centered=centered,
             starts=batch.block_starts,
         )

@@ -291,6 +291,18 @@ def test_what_is_no_discount_is_refused(gamma: float) -> None:
         rl.kl_shaped(batch, zeros, zeros, coef=1.0, gamma=gamma)
 
 
+def test_numbers_of_another_kind_are_the_same_program_and_widen_nothing() -> None:
+    batch = rl.trajectory_batch([rewarded(1, 0)])
+    zeros = np.zeros(len(batch.mask), np.float32)
+    with jax.enable_x64(True):
+        compiled = []
+        for kind in (float, np.float64):
+            shaped = rl.kl_shaped(batch, zeros, zeros, coef=kind(0.5), gamma=kind(0.5))
+            compiled.append(numerics.kl_penalty._cache_size())
+            assert shaped.advantages.dtype == np.float32
+    assert len(set(compiled)) == 1
+
+
 @pytest.mark.parametrize("coef", [np.nan, np.inf])
 def test_what_is_no_weight_is_refused(coef: float) -> None:
     batch = rl.trajectory_batch([rewarded(1, 0)])
