@@ -64,6 +64,8 @@ def importance_sampling(
         ...     jnp.array([-1.0]), sampling_logprobs=jnp.array([-1.0]),
         ...     advantages=jnp.array([2.0]), weights=jnp.ones(1)).tolist()
         [-2.0]
+
+    Reference: Schulman et al. 2017, arXiv:1707.06347, equation 6.
     """
     return _weighted(
         lambda p, q, advantage: -jnp.exp(log_ratio(p, q)) * advantage,
@@ -267,6 +269,8 @@ def sequence_log_ratios(
         ...     jnp.array([-1.0, -3.0, -1.0]), sampling_logprobs=jnp.array([-2.0, -2.0, -2.0]),
         ...     mask=jnp.array([True, True, True]), segments=jnp.array([0, 0, 1])).tolist()
         [0.0, 0.0, 1.0]
+
+    Reference: Zheng et al. 2025, arXiv:2507.18071, equation 7, whose logarithm this is.
     """
     p, q = masked.keep(logprobs, mask), masked.keep(sampling_logprobs, mask)
     ratios = jax.lax.stop_gradient(log_ratio(p, q))

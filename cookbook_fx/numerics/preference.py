@@ -387,6 +387,8 @@ def preference_metrics(
         >>> metrics = preference_metrics(simpo(chosen, rejected), chosen, rejected, beta=2.0)
         >>> float(metrics.accuracy), float(metrics.margin), int(metrics.num_pairs)
         (0.5, 2.0, 2)
+
+    Reference: Rafailov et al. 2023, arXiv:2305.18290, section 4, for the implicit rewards.
     """
     chosen_ratio = _wide(chosen) - _wide(reference_chosen)
     rejected_ratio = _wide(rejected) - _wide(reference_rejected)

@@ -152,6 +152,15 @@ def remove_constant_reward_groups(groups: Sequence[TrajectoryGroup]) -> list[Tra
 
     Returns:
         The first group if no group's rewards differ; empty for no groups.
+
+    Example:
+        >>> from cookbook_fx.rl import Trajectory, TrajectoryGroup
+        >>> nothing = Trajectory(transitions=[], final_ob=[])
+        >>> same, different = (TrajectoryGroup(
+        ...     trajectories_G=[nothing] * 2, final_rewards_G=rewards, metrics_G=[{}, {}])
+        ...     for rewards in ([1, 1], [1, 0]))
+        >>> remove_constant_reward_groups([same, different]) == [different]
+        True
     """
     kept = [group for group in groups if len(set(group.get_total_rewards())) > 1]
     return kept or list(groups[:1])
