@@ -7,6 +7,8 @@ import pytest
 
 from cookbook_fx import numerics
 
+rlax = pytest.importorskip("rlax", exc_type=ImportError)
+
 pytestmark = [
     pytest.mark.parity,
     # rlax, through chex, asks jax for names that are on their way out.
@@ -16,8 +18,6 @@ pytestmark = [
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.3, 1e6])
 def test_ppo_is_rlaxs_clipped_surrogate(epsilon: float) -> None:
-    import rlax
-
     rng = np.random.default_rng(0)
     p, q, advantages = rng.normal(-1, 0.4, (3, 500)).astype(np.float32)
 

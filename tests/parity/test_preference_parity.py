@@ -5,13 +5,13 @@ import pytest
 
 from cookbook_fx.numerics import preference_gradients, sequence_logprobs
 
+torch = pytest.importorskip("torch")
+train_dpo = pytest.importorskip("tinker_cookbook.preference.train_dpo")
+
 pytestmark = pytest.mark.parity
 
 
 def test_dpo_is_upstreams_in_value_metrics_and_gradient() -> None:
-    import torch
-    from tinker_cookbook.preference.train_dpo import compute_dpo_loss
-
     random = np.random.default_rng(0)
     logprobs = -random.exponential(size=(16, 2, 32)).astype(np.float32)
     reference = logprobs + random.normal(scale=0.3, size=logprobs.shape).astype(np.float32)
@@ -20,7 +20,7 @@ def test_dpo_is_upstreams_in_value_metrics_and_gradient() -> None:
     tokens = torch.tensor(logprobs, requires_grad=True)
     sums = (tokens * torch.tensor(weights)).sum(-1)
     reference_sums = torch.tensor((reference * weights).sum(-1))
-    loss, expected = compute_dpo_loss(
+    loss, expected = train_dpo.compute_dpo_loss(
         list(sums[:, 0]), list(sums[:, 1]),
         list(reference_sums[:, 0]), list(reference_sums[:, 1]), dpo_beta=0.3,
     )  # fmt: skip
@@ -38,8 +38,6 @@ def test_dpo_is_upstreams_in_value_metrics_and_gradient() -> None:
 
 
 def test_no_pairs_which_stop_upstream_are_a_loss_of_zero() -> None:
-    from tinker_cookbook.preference.train_dpo import compute_dpo_loss
-
     empty = np.zeros((0, 2, 8), np.float32)
 
     metrics, _ = preference_gradients(
@@ -48,4 +46,4 @@ def test_no_pairs_which_stop_upstream_are_a_loss_of_zero() -> None:
 
     assert [float(value) for value in metrics] == [0] * 6
     with pytest.raises(RuntimeError, match="non-empty"):
-        compute_dpo_loss([], [], [], [], dpo_beta=0.1)
+        train_dpo.compute_dpo_loss([], [], [], [], dpo_beta=0.1)

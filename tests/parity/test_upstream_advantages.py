@@ -5,16 +5,18 @@ import pytest
 
 from cookbook_fx.numerics import group_centered, learning_rate_multiplier
 
+tinker = pytest.importorskip("tinker")
+types = pytest.importorskip("tinker_cookbook.rl.types")
+data_processing = pytest.importorskip("tinker_cookbook.rl.data_processing")
+lr_scheduling = pytest.importorskip("tinker_cookbook.utils.lr_scheduling")
+
 pytestmark = pytest.mark.parity
 
 
 def upstream_advantages(groups):
-    from tinker_cookbook.rl.data_processing import compute_advantages
-    from tinker_cookbook.rl.types import TrajectoryGroup
-
-    return compute_advantages(
+    return data_processing.compute_advantages(
         [
-            TrajectoryGroup(
+            types.TrajectoryGroup(
                 trajectories_G=[_stepless() for _ in rewards],
                 final_rewards_G=rewards,
                 metrics_G=[{} for _ in rewards],
@@ -25,10 +27,7 @@ def upstream_advantages(groups):
 
 
 def _stepless():
-    from tinker import ModelInput
-    from tinker_cookbook.rl.types import Trajectory
-
-    return Trajectory(transitions=[], final_ob=ModelInput.empty())
+    return types.Trajectory(transitions=[], final_ob=tinker.ModelInput.empty())
 
 
 def test_ragged_groups_are_centred_as_upstream_does():
@@ -48,18 +47,15 @@ def test_integer_rewards_crash_upstream_and_are_centred_here():
         def get_total_rewards(self):
             return [1, 0, 0, 1]
 
-    from tinker_cookbook.rl.data_processing import compute_advantages
-
     with pytest.raises(RuntimeError, match="mean"):
-        compute_advantages([WholeRewards()])
+        data_processing.compute_advantages([WholeRewards()])
     assert group_centered(np.array([1, 0, 0, 1])).tolist() == [0.5, -0.5, -0.5, 0.5]
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 def test_schedules_agree_until_the_end_and_are_clamped_after_it(name):
-    from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
-
-    theirs = [compute_schedule_lr_multiplier(name, step, 9) for step in range(13)]
+    multiplier = lr_scheduling.compute_schedule_lr_multiplier
+    theirs = [multiplier(name, step, 9) for step in range(13)]
     ours = np.asarray(learning_rate_multiplier(name, np.arange(13), 9))
     np.testing.assert_allclose(ours[:10], theirs[:10], atol=1e-6)
     assert (ours[10:] == (name == "constant")).all()
