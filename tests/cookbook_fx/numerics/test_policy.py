@@ -180,6 +180,14 @@ def test_on_policy_every_slope_is_minus_the_advantage(
     np.testing.assert_allclose(slopes, -advantages, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ppo", "gspo"])
+def test_a_ratio_on_a_threshold_is_inside_and_learns(name: str) -> None:
+    zeros, advantages = np.zeros(2, np.float32), np.array([1.0, -1.0], np.float32)
+    ends = {"clip_low_threshold": 1.0, "clip_high_threshold": 1.0}
+
+    assert losses_and_slopes(name, zeros, zeros, advantages, **ends)[1].tolist() == [-1, 1]
+
+
 @settings(deadline=None)
 @given(p=LOGPROBS, q=LOGPROBS, advantages=ADVANTAGES)
 def test_ppo_is_never_below_importance_sampling(p: Array, q: Array, advantages: Array) -> None:

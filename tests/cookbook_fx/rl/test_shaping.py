@@ -154,7 +154,9 @@ def test_token_advantages_are_an_index_away(groups: list, seed: int) -> None:
             if batch.mask[place]:
                 expected[place] = advantages[batch.row_trajectory[row]]
 
-    assert np.array_equal(rl.token_advantages(batch, advantages), expected)
+    spread = rl.token_advantages(batch, advantages)
+    assert np.array_equal(spread, expected)
+    assert not np.signbit(spread[~batch.mask]).any()
 
 
 @pytest.mark.parametrize(
