@@ -43,8 +43,7 @@ def generalized_advantages(
         A, at least float32; 0 for sequences without a step.
 
     Raises:
-        ConfigurationError: rewards without an axis, `starts` or `bootstrap` of another shape than
-            these.
+        ConfigurationError: rewards without an axis, or anything else of another shape than these.
 
     Example:
         >>> rewards, values = jnp.array([0.0, 1.0]), jnp.array([0.5, 0.25])
@@ -58,7 +57,7 @@ def generalized_advantages(
     rewards, values = jnp.asarray(rewards), jnp.asarray(values)
     starts = None if starts is None else jnp.asarray(starts)
     bootstrap = None if bootstrap is None else jnp.asarray(bootstrap)
-    _check(rewards, starts, bootstrap)
+    _check(rewards, values, mask, starts, bootstrap)
     if not rewards.size:
         return keep(rewards, jnp.ones(rewards.shape, bool))
     begins, after = _sequences(rewards.shape, starts, bootstrap)
@@ -96,7 +95,18 @@ def _upcoming(expected: Array, is_step: Array, begins: Array, after: Array) -> A
     return jnp.where(sequence_ends(begins), after, jnp.roll(from_here, -1, axis=-1))
 
 
-def _check(rewards: Array, starts: Array | None, bootstrap: Array | None) -> None:
+def _check(
+    rewards: Array,
+    values: Array,
+    mask: AnyArray | None,
+    starts: Array | None,
+    bootstrap: Array | None,
+) -> None:
+    for name, array in (("values", values), ("mask", mask)):
+        if array is not None and array.shape != rewards.shape:
+            raise ConfigurationError(
+                f"`{name}` must have the shape of `rewards`, {rewards.shape}; got {array.shape}"
+            )
     row_shape = rewards.shape[:-1]
     if not rewards.ndim:
         raise ConfigurationError("`rewards` must have an axis of steps, got a scalar")

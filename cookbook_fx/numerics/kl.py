@@ -176,7 +176,7 @@ def sample_train_kl(
         kl_v1=_batch_mean(difference, mask),
         kl_v2=_batch_mean(jnp.square(difference) / 2, mask),
         kl_v3=_batch_mean(_excess(-difference), mask),
-        entropy=-_batch_mean(masked.keep(sampling, mask & (sampling > -jnp.inf)), mask),
+        entropy=_batch_mean(masked.keep(-sampling, mask & (sampling > -jnp.inf)), mask),
     )
 
 
@@ -221,9 +221,9 @@ def kl_penalty(
 
     Returns:
         Advantages, exactly 0 off the mask, and the mean: all 0 where nothing is unmasked, at
-        least float32. A base that rules out a sampled token makes the mean inf and, when
-        centered, no advantage of the batch finite: clip `base_logprobs` from below where that can
-        happen.
+        least float32. A base that rules out a sampled token makes the mean inf and no advantage
+        of its sequence finite, or of the whole batch when centered: clip `base_logprobs` from
+        below where that can happen.
 
     Raises:
         ConfigurationError: as `discounted_sums`.
