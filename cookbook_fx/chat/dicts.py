@@ -259,7 +259,7 @@ def _unparsed(call: Any) -> UnparsedToolCall:
             return UnparsedToolCall(raw_text=raw_text, error=error)
         case _:
             raise DataError(
-                f'`unparsed_tool_calls` must hold {{"raw_text": ..., "error": ...}}, got {shown(call)}'
+                f'an unparsed call must be {{"raw_text": ..., "error": ...}}, got {shown(call)}'
             )
 
 

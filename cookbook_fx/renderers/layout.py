@@ -8,23 +8,33 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from cookbook_fx.chat import ROLES, Message
+from cookbook_fx.chat import ROLES, ImagePart, Message
 from cookbook_fx.errors import ConfigurationError, DataError
-from cookbook_fx.renderers.renderer import ParsedResponse, SupervisedExample, TrainOnWhat
+from cookbook_fx.renderers.renderer import (
+    ParsedResponse,
+    ParseTermination,
+    SupervisedExample,
+    TrainOnWhat,
+)
 from cookbook_fx.tokens import StopSequences, TextCodec
+
+_LAST_RESPONSE = (TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN)
 
 
 class Piece(NamedTuple):
     """One message in tokens: `header + output + trailer`.
 
     `output` is what the speaker says, its end token included; the rest is written by whoever
-    keeps the conversation, and trained on only with ALL_TOKENS.
+    keeps the conversation, and trained on only with ALL_TOKENS. The first `supplied` tokens of
+    the output stand in the generation prompt already, such as an opening `<think>`; the options
+    that train on the last response leave them out.
     """
 
     message: Message
     header: Sequence[int]
     output: Sequence[int]
     trailer: Sequence[int] = ()
+    supplied: int = 0
 
     @property
     def length(self) -> int:
@@ -60,8 +70,8 @@ class Layout(Protocol):
         `is_complete` tells a conversation to train on from one that will go on.
         """
 
-    def header(self, role: str, *, is_first: bool) -> Sequence[int]:
-        """What stands before a message of this role."""
+    def generation_header(self, role: str, messages: Sequence[Message]) -> Sequence[int]:
+        """What a generation prompt ends with after these messages: whose turn it is to speak."""
 
     def parse(self, tokens: list[int]) -> ParsedResponse: ...
 
@@ -119,7 +129,7 @@ class LayoutRenderer:
         if role not in ROLES:
             raise ConfigurationError(f"`role` must be one of {', '.join(ROLES)}; got {role!r}")
         pieces = self.layout.pieces(messages, is_complete=False)
-        header = self.layout.header(role, is_first=not pieces)
+        header = self.layout.generation_header(role, messages)
         opening = self.layout.codec.encode_trusted(prefill) if prefill else []
         return _concatenated(self.layout.start, pieces, [*header, *opening])
 
@@ -185,9 +195,39 @@ def _weights(
         weights[start:] = 1
         return weights
     trained = _trained([piece.message for piece in pieces], train_on_what)
+    is_last_only = train_on_what in _LAST_RESPONSE
     for piece, is_trained in zip(pieces, trained, strict=True):
         if is_trained:
             output = start + len(piece.header)
-            weights[output : output + len(piece.output)] = 1
+            said = output + piece.supplied * is_last_only
+            weights[said : output + len(piece.output)] = 1
         start += piece.length
     return weights
+
+
+def only_text(message: Message, format_name: str) -> str:
+    """What a message says, in a format that has nothing but text.
+
+    Raises:
+        DataError: the message holds something the format cannot write.
+    """
+    beyond_text = {
+        "reasoning": message.thinking,
+        "images": any(isinstance(part, ImagePart) for part in message.parts),
+        "tool calls": message.tool_calls or message.unparsed_tool_calls,
+        "tool declarations": message.tools,
+    }
+    for what, held in beyond_text.items():
+        if held:
+            raise DataError(
+                f"{format_name} has no way to write {what}; remove it from the {message.role}'s "
+                "message, write it into the text, or choose another renderer"
+            )
+    return message.text
+
+
+def until_end(tokens: Sequence[int], end: int) -> tuple[list[int], ParseTermination]:
+    """What was said before the end token, and whether it ended there once, as it should."""
+    stops = tokens.count(end)
+    said = list(tokens[: tokens.index(end)]) if stops else list(tokens)
+    return said, ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.renderers.chatml import chatml
+from cookbook_fx.renderers.llama3 import llama3
 from cookbook_fx.renderers.renderer import Renderer
 from cookbook_fx.renderers.role_colon import role_colon
 from cookbook_fx.tokens import Tokenizer
@@ -27,5 +28,6 @@ def get_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
 
 RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "chatml": chatml,
+    "llama3": llama3,
     "role_colon": role_colon,
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from cookbook_fx.chat import ROLES, Message
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
 from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
@@ -55,7 +55,11 @@ class _RoleColon:
 
     def pieces(self, messages: Sequence[Message], *, is_complete: bool) -> list[Piece]:
         pieces = [
-            Piece(message, self.headers[message.role], self.codec.encode(f" {message.content}\n\n"))
+            Piece(
+                message,
+                self.headers[message.role],
+                self.codec.encode(f" {only_text(message, self.name)}\n\n"),
+            )
             for message in messages
         ]
         if is_complete and pieces:
@@ -63,7 +67,7 @@ class _RoleColon:
             pieces[-1] = final._replace(output=[*final.output, *self.headers["user"]])
         return pieces
 
-    def header(self, role: str, *, is_first: bool) -> Sequence[int]:
+    def generation_header(self, role: str, messages: Sequence[Message]) -> Sequence[int]:
         return self.headers[role]
 
     def parse(self, tokens: list[int]) -> ParsedResponse:

@@ -36,7 +36,10 @@ def test_absent_null_and_empty_optional_keys_are_the_same():
         ({"messages": ["Hi"]}, "message 0: must be"),
         ({"messages": [{"content": "Hi"}]}, "message 0: `role` must be one of .* got None"),
         ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 0: `role`"),
-        ({"messages": [{"role": "user"}]}, "message 0: `content` must be a string or a list of parts, got None"),
+        (
+            {"messages": [{"role": "user"}]},
+            "message 0: `content` must be a string or a list of parts, got None",
+        ),
         ({"messages": [{"role": "user", "content": ["Hi"]}]}, "message 0: each part of `content`"),
         ({"messages": [{"role": "user", "content": "", "trainable": 1}]}, "`trainable`"),
     ],
