@@ -1,7 +1,8 @@
 """Text to ids such that text can never act as structure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tokenizers
@@ -23,14 +24,43 @@ class TextCodec:
     Args:
         plain: the model's tokenizer without its control tokens.
         complete: the tokenizer with all of them.
+        soft: control tokens that `encode` knows all the same, and their ids; see `knowing`.
     """
 
     plain: tokenizers.Tokenizer = field(repr=False)
     complete: tokenizers.Tokenizer = field(repr=False)
+    soft: Mapping[str, int] = field(default_factory=dict)
+    _soft_spelled: re.Pattern[str] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # A token that begins as another does must be looked for first.
+        longest_first = sorted(self.soft, key=len, reverse=True)
+        pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.soft else None
+        object.__setattr__(self, "_soft_spelled", pattern)
+
+    def knowing(self, *tokens: str) -> "TextCodec":
+        """A codec whose `encode` takes these control tokens for what they are, and no others.
+
+        For text in which a model writes its own marks, such as `<think>`; never for text that
+        comes from elsewhere. It shares its tokenizers with this codec, and costs next to nothing.
+
+        Raises:
+            ModelError: the model has no such token.
+        """
+        return replace(self, soft={token: self.control(token) for token in tokens})
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, none of them a control token's."""
-        return self.plain.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, none of them a control token's but the soft ones'."""
+        if self._soft_spelled is None:
+            return self.plain.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        # Split by a group, every second piece is a token.
+        for index, piece in enumerate(self._soft_spelled.split(text)):
+            if index % 2:
+                ids.append(self.soft[piece])
+            elif piece:
+                ids += self.plain.encode(piece, add_special_tokens=False).ids
+        return ids
 
     def encode_trusted(self, text: str) -> list[int]:
         """Token ids of `text`, in which control tokens may be spelled out."""
