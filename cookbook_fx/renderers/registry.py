@@ -4,6 +4,12 @@ from collections.abc import Callable
 
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.renderers.chatml import chatml
+from cookbook_fx.renderers.deepseekv3 import (
+    deepseekv3,
+    deepseekv3_disable_thinking,
+    deepseekv3_keep_thinking,
+    deepseekv3_thinking,
+)
 from cookbook_fx.renderers.llama3 import llama3
 from cookbook_fx.renderers.renderer import Renderer
 from cookbook_fx.renderers.role_colon import role_colon
@@ -28,6 +34,10 @@ def get_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
 
 RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "chatml": chatml,
+    "deepseekv3": deepseekv3,
+    "deepseekv3_disable_thinking": deepseekv3_disable_thinking,
+    "deepseekv3_keep_thinking": deepseekv3_keep_thinking,
+    "deepseekv3_thinking": deepseekv3_thinking,
     "llama3": llama3,
     "role_colon": role_colon,
 }
