@@ -27,7 +27,8 @@ class Piece(NamedTuple):
     `output` is what the speaker says, its end token included; the rest is written by whoever
     keeps the conversation, and trained on only with ALL_TOKENS. The first `supplied` tokens of
     the output stand in the generation prompt already, such as an opening `<think>`; the options
-    that train on the last response leave them out.
+    that train on the last response leave them out. Where no prompt leads to the output,
+    `unproducible` says why and what to do, and those options refuse it.
     """
 
     message: Message
@@ -35,6 +36,7 @@ class Piece(NamedTuple):
     output: Sequence[int]
     trailer: Sequence[int] = ()
     supplied: int = 0
+    unproducible: str | None = None
 
     @property
     def length(self) -> int:
@@ -197,6 +199,8 @@ def _weights(
     trained = _trained([piece.message for piece in pieces], train_on_what)
     is_last_only = train_on_what in _LAST_RESPONSE
     for piece, is_trained in zip(pieces, trained, strict=True):
+        if is_trained and is_last_only and piece.unproducible:
+            raise DataError(piece.unproducible)
         if is_trained:
             output = start + len(piece.header)
             said = output + piece.supplied * is_last_only

@@ -11,6 +11,12 @@ from cookbook_fx.renderers.deepseekv3 import (
     deepseekv3_thinking,
 )
 from cookbook_fx.renderers.llama3 import llama3
+from cookbook_fx.renderers.qwen3 import (
+    qwen3,
+    qwen3_disable_thinking,
+    qwen3_instruct,
+    qwen3_keep_thinking,
+)
 from cookbook_fx.renderers.renderer import Renderer
 from cookbook_fx.renderers.role_colon import role_colon
 from cookbook_fx.tokens import Tokenizer
@@ -39,5 +45,9 @@ RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "deepseekv3_keep_thinking": deepseekv3_keep_thinking,
     "deepseekv3_thinking": deepseekv3_thinking,
     "llama3": llama3,
+    "qwen3": qwen3,
+    "qwen3_disable_thinking": qwen3_disable_thinking,
+    "qwen3_instruct": qwen3_instruct,
+    "qwen3_keep_thinking": qwen3_keep_thinking,
     "role_colon": role_colon,
 }
