@@ -2,28 +2,39 @@
 
     <｜begin▁of▁sentence｜>Be brief.<｜User｜>Hello<｜Assistant｜></think>Hi<｜end▁of▁sentence｜>
 
-Nothing is trimmed and no newlines are added. System and developer messages stand at the start
-wherever they were said, a blank line between them. A user's message has no end token. Whatever
-follows a tool's result has no header when the assistant says it.
+Nothing is trimmed and no newlines are added. System and developer messages stand at the start,
+wherever they were said, with a blank line between them. A user's message has no end token. What
+the assistant says to a tool's result has no header; which call a result answers is told by order
+alone.
 
-A response is asked for after `</think>`, or after `<think>` where the model is to reason:
+A response is asked for after `</think>`, or, where the model is to reason, after `<think>`:
 
     <｜Assistant｜><think>A greeting.</think>Hi<｜end▁of▁sentence｜>
 
-    name                  reasoning is asked for   reasoning in history
-    deepseekv3            no                       no
-    deepseekv3_thinking   yes                      only on messages that call tools
-    ..._keep_thinking     yes                      yes
+What becomes of reasoning, by renderer:
+
+    deepseekv3                    left out
+    deepseekv3_disable_thinking   the same
+    deepseekv3_thinking           asked for; left out of history, but where tools are called
+    deepseekv3_keep_thinking      asked for; kept in history
+
+A response to train on that was asked to reason and did not is written `<think></think>Hi`. What
+follows a tool's result is not asked to reason, but may. Where the text of a response begins with
+`<think>...</think>`, that is its reasoning; all other text that spells a token stays text.
+
+A response is parsed as the message it was rendered from, but for call ids; white space before a
+call; arguments that are no JSON object; images, which are refused; and `unparsed_tool_calls`,
+which are rendered as text.
 
 The layout is that of the chat template published with DeepSeek-V3.1, and the passage that
-declares tools is that of its model card; the template itself declares none.
+declares tools that of its model card; the template itself declares none.
 """
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from cookbook_fx.chat import (
@@ -44,7 +55,6 @@ from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 _INSTRUCTING = ("system", "developer")
-_SEPARATOR = "\n\n"
 _TOOLS_BEFORE = "\n\n## Tools\nYou have access to the following tools:\n\n"
 _TOOLS_FORMAT = "\n\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
 _TOOLS_AFTER = (
@@ -204,16 +214,17 @@ class _DeepSeekV3:
 
     def _instructions(self, messages: Sequence[Message]) -> list[Piece]:
         given = [message for message in messages if message.role in _INSTRUCTING]
+        final = len(given) - 1
         return [
-            # Text and separator make common tokens, so the separator counts as said.
-            Piece(message, (), self._instruction(message, _SEPARATOR if after else ""))
-            for after, message in zip(range(len(given) - 1, -1, -1), given, strict=True)
+            # Text and blank line make common tokens, so the blank line counts as said.
+            Piece(message, (), self._instruction(message, ending="" if i == final else "\n\n"))
+            for i, message in enumerate(given)
         ]
 
-    def _instruction(self, message: Message, ending: str) -> list[int]:
-        text = only_text(replace(message, tools=()), self.name)
+    def _instruction(self, message: Message, *, ending: str) -> list[int]:
         if not message.tools:
-            return self.codec.encode(text + ending)
+            return self.codec.encode(only_text(message, self.name) + ending)
+        text = only_text(replace(message, tools=()), self.name)
         marks, encode = self.marks, self.codec.encode
         declared = "\n".join(map(_declaration, message.tools))
         return [
@@ -225,24 +236,25 @@ class _DeepSeekV3:
 
     def _response(self, message: Message, *, follows_result: bool, is_produced: bool) -> Piece:
         marks = self.marks
-        shows_reasoning = self.thinks and (self.keeps or is_produced)
+        is_open = self.thinks and (self.keeps or is_produced)
         parts = self._parts(message)
-        if not shows_reasoning and not (self.thinks and message.tool_calls):
+        if not is_open and not (self.thinks and message.tool_calls):
             parts = [part for part in parts if isinstance(part, TextPart)]
-        was_asked_to_reason = self.thinks and is_produced and not follows_result
         output: list[int] = []
-        if was_asked_to_reason and not _reasons_first(parts):
+        if self.thinks and is_produced and not follows_result and not _reasons_first(parts):
             output += (marks.think, marks.think_end)
-        for part in parts:
+        for part in _joined(parts):
             if isinstance(part, ThinkingPart):
                 output += (marks.think, *self.codec.encode(part.thinking), marks.think_end)
             else:
                 output += self.codec.encode(part.text)
         output += self._calls(message.tool_calls)
         output.append(marks.end)
-        opening = (marks.assistant,) if shows_reasoning else (marks.assistant, marks.think_end)
-        header = () if follows_result else opening
-        return Piece(message, header, output, supplied=int(was_asked_to_reason))
+        if follows_result:
+            return Piece(message, (), output)
+        if not is_open:
+            return Piece(message, (marks.assistant, marks.think_end), output)
+        return Piece(message, (marks.assistant,), output, supplied=int(output[0] == marks.think))
 
     def _parts(self, message: Message) -> list[TextPart | ThinkingPart]:
         """What a response says; reasoning that its text begins with, tags and all, is reasoning.
@@ -305,7 +317,8 @@ class _DeepSeekV3:
                 reason = "a call outside <｜tool▁calls▁begin｜> and <｜tool▁calls▁end｜>"
                 calls.append(self._unparsed(span, reason))
             elif mark == self.marks.think:
-                parts.append(ThinkingPart(thinking=self.codec.decode(span)))
+                inside = span[1:-1] if span[-1] == self.marks.think_end else span[1:]
+                parts.append(ThinkingPart(thinking=self.codec.decode(inside)))
             else:
                 parts.append(TextPart(text=self.codec.decode(span)))
         return ParsedResponse(_message(parts, calls), termination)
@@ -317,36 +330,30 @@ class _DeepSeekV3:
         return marks.think not in tokens[: tokens.index(marks.think_end)]
 
     def _spans(self, tokens: list[int]) -> Iterator[tuple[int | None, list[int]]]:
-        """Reasoning without its marks, calls with theirs, each after its first mark; else text."""
+        """Reasoning and calls, marks included, after the mark they begin with; text after None."""
         marks = self.marks
         closings = {
             marks.think: marks.think_end,
             marks.calls: marks.calls_end,
             marks.call: marks.call_end,
         }
-        position = 0
         openings = [index for index, token in enumerate(tokens) if token in closings]
-        for opening in openings:
-            if opening < position:
+        end = 0
+        for start in openings:
+            if start < end:
                 continue
-            if opening > position:
-                yield None, tokens[position:opening]
-            mark = tokens[opening]
+            if start > end:
+                yield None, tokens[end:start]
+            mark = tokens[start]
             try:
-                position = tokens.index(closings[mark], opening) + 1
+                end = tokens.index(closings[mark], start) + 1
             except ValueError:
-                position = len(tokens)
-                if mark == marks.think:
-                    # Calls are made in earnest, also by a model that forgot to stop reasoning.
-                    made = (i for i in openings if i > opening and tokens[i] != mark)
-                    position = next(made, len(tokens))
-            if mark == marks.think:
-                is_closed = tokens[position - 1] == marks.think_end
-                yield mark, tokens[opening + 1 : position - is_closed]
-            else:
-                yield mark, tokens[opening:position]
-        if position < len(tokens):
-            yield None, tokens[position:]
+                # A model that forgot to end its reasoning still means the calls it makes.
+                calls = (i for i in openings if i > start and tokens[i] == marks.calls)
+                end = next(calls, len(tokens)) if mark == marks.think else len(tokens)
+            yield mark, tokens[start:end]
+        if end < len(tokens):
+            yield None, tokens[end:]
 
     def _parsed_section(self, span: list[int]) -> Iterator[ToolCall | UnparsedToolCall]:
         marks = self.marks
@@ -410,6 +417,15 @@ def _spoken(messages: Sequence[Message]) -> Iterator[tuple[Message, bool]]:
 
 def _reasons_first(parts: Sequence[Part]) -> bool:
     return bool(parts) and isinstance(parts[0], ThinkingPart)
+
+
+def _joined(parts: Sequence[TextPart | ThinkingPart]) -> Iterator[TextPart | ThinkingPart]:
+    """The parts with neighboring texts as one, to be tokenized as one."""
+    for kind, group in groupby(parts, type):
+        if kind is TextPart:
+            yield TextPart(text="".join(part.text for part in group if isinstance(part, TextPart)))
+        else:
+            yield from group
 
 
 def _declaration(tool: ToolSpec) -> str:
