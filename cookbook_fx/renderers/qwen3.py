@@ -193,7 +193,7 @@ class _Qwen3:
         """Whether these responses stand here as they were produced."""
         queries = _queries(messages)
         for index in responses:
-            reasons = _reasons(self._parts(messages[index]))
+            reasons = self._reasons(self._parts(messages[index]))
             before = [query for query in queries if query < index]
             produced = self._block(index, before, reasons=reasons, is_final=True)
             if self._block(index, queries, reasons=reasons, is_final=False) != produced:
@@ -245,7 +245,7 @@ class _Qwen3:
                 "has none where there is no user's query; add one, or choose another renderer"
             )
         parts = self._parts(message)
-        block = self._block(index, queries, reasons=_reasons(parts), is_final=is_final)
+        block = self._block(index, queries, reasons=self._reasons(parts), is_final=is_final)
         output = [*self._written(message, parts, block), self.ids.end]
         piece = Piece(message, self.headers["assistant"], output)
         if not self.disables_thinking:
@@ -268,8 +268,11 @@ class _Qwen3:
             if isinstance(part, TextPart):
                 said = part.text.lstrip("\n") if after_block else part.text
                 text, says, after_block = text + said, says or bool(said), False
-            elif isinstance(part, ThinkingPart) and block is _Block.GIVEN:
-                ids += [*self.said_codec.encode(text), *self._thought(part.thinking)]
+            elif block is _Block.GIVEN and isinstance(part, ThinkingPart):
+                bare = self._bare(part.thinking)
+                if not bare:
+                    continue
+                ids += [*self.said_codec.encode(text), *self._thought(bare)]
                 # Bare tags are part of what is said.
                 text, says, after_block = ("\n\n", says, True) if self.frames else ("", True, False)
         ids += self.said_codec.encode(f"{text}\n" if calls and says else text)
@@ -277,8 +280,15 @@ class _Qwen3:
             ids += [*self.newline, *call] if number else call
         return ids
 
-    def _thought(self, thinking: str) -> list[int]:
-        inside = "\n" + thinking.strip("\n") + "\n" if self.frames else thinking
+    def _reasons(self, parts: Sequence[Part]) -> bool:
+        return any(isinstance(part, ThinkingPart) and self._bare(part.thinking) for part in parts)
+
+    def _bare(self, thinking: str) -> str:
+        """Reasoning without the lines that frame it."""
+        return thinking.strip("\n") if self.frames else thinking
+
+    def _thought(self, bare: str) -> list[int]:
+        inside = f"\n{bare}\n" if self.frames else bare
         return [self.ids.think, *self.reasoning_codec.encode(inside), self.ids.end_think]
 
     def _call(self, call: ToolCall) -> list[int]:
@@ -306,12 +316,10 @@ class _Qwen3:
         ]  # fmt: skip
 
     def _parts(self, message: Message) -> Sequence[Part]:
-        """A response's parts; reasoning that its text holds is taken out as the template does."""
+        """A response's parts; reasoning that its text holds is told apart, as in the template."""
         content = message.content
         if self.frames and isinstance(content, str) and "</think>" in content:
-            before, _, text = content.rpartition("</think>")
-            reasoning = before.partition("</think>")[0].rpartition("<think>")[2].strip("\n")
-            return (ThinkingPart(thinking=reasoning), TextPart(text=text.lstrip("\n")))
+            return _parts_inline(content)
         _refuse_images(message)
         return message.parts
 
@@ -331,15 +339,13 @@ class _Qwen3:
         for span, opened_before, opens_after in zip(spans, openings, openings[2:], strict=False):
             inside = self.codec.decode(said[span.begin : span.end])
             if span.opening == self.ids.think:
-                thinking = inside.strip("\n") if self.frames else inside
-                parts.append(ThinkingPart(thinking=thinking))
+                parts.append(ThinkingPart(thinking=self._bare(inside)))
             elif span.opening == self.ids.call:
-                raw_text = self.codec.decode(said[span.begin - 1 : span.end + 1])
-                call = _read_call(inside, raw_text, is_closed=span.end < len(said))
-                if isinstance(call, ToolCall):
-                    calls.append(call)
-                else:
-                    unparsed.append(call)
+                try:
+                    calls.append(_read_call(inside, is_closed=span.end < len(said)))
+                except DataError as error:
+                    raw_text = self.codec.decode(said[span.begin - 1 : span.end + 1])
+                    unparsed.append(UnparsedToolCall(raw_text=raw_text, error=str(error)))
             else:
                 if self.frames and opened_before == self.ids.think:
                     inside = inside.lstrip("\n")
@@ -394,8 +400,15 @@ def _queries(messages: Sequence[Message]) -> list[int]:
     ]
 
 
-def _reasons(parts: Sequence[Part]) -> bool:
-    return any(isinstance(part, ThinkingPart) and part.thinking.strip("\n") for part in parts)
+def _parts_inline(content: str) -> list[Part]:
+    """Text and the reasoning between its tags; the first may have been opened in the prompt."""
+    text, *pieces = _THOUGHT.split(
+        content if "<think>" in content.partition("</think>")[0] else f"<think>{content}"
+    )
+    parts: list[Part] = [TextPart(text=text)]
+    for thinking, after in zip(pieces[::2], pieces[1::2], strict=True):
+        parts += (ThinkingPart(thinking=thinking), TextPart(text=after.lstrip("\n")))
+    return parts
 
 
 def _text(message: Message) -> str:
@@ -409,6 +422,9 @@ def _refuse_images(message: Message) -> None:
             f"Qwen3's text models have no way to read images; remove it from the {message.role}'s "
             "message, or choose another renderer"
         )
+
+
+_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class _Declaration(NamedTuple):
@@ -436,14 +452,15 @@ def _declaration(tools: Sequence[ToolSpec]) -> _Declaration:
 _CALL_HEAD = re.compile(r'\n?\{"name": ?("(?:[^"\\]|\\.)*"), ?"arguments": ?')
 
 
-def _read_call(inside: str, raw_text: str, *, is_closed: bool) -> ToolCall | UnparsedToolCall:
-    """The call between two tags, or why there is none."""
+def _read_call(inside: str, *, is_closed: bool) -> ToolCall:
+    """The call between two tags.
+
+    Raises:
+        DataError: there is none; why.
+    """
     if not is_closed:
-        return UnparsedToolCall(raw_text=raw_text, error="Tool call never ends")
-    try:
-        return _call_as_written(inside) or _call_as_meant(inside)
-    except DataError as error:
-        return UnparsedToolCall(raw_text=raw_text, error=str(error))
+        raise DataError("Tool call never ends")
+    return _call_as_written(inside) or _call_as_meant(inside)
 
 
 def _call_as_written(inside: str) -> ToolCall | None:
