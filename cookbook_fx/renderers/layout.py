@@ -1,6 +1,6 @@
 """From a family's headers and outputs to sequences and weights: the part all formats share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -78,11 +78,21 @@ class Layout(Protocol):
     def parse(self, tokens: list[int]) -> ParsedResponse: ...
 
 
+def _nothing(role: str, prefill: Sequence[int]) -> Sequence[int]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutRenderer:
-    """The `Renderer` of a `Layout`."""
+    """The `Renderer` of a `Layout`.
+
+    Args:
+        before_prefill: what stands between a role's header and a prefill of these tokens, in
+            formats whose header alone lets nobody speak yet.
+    """
 
     layout: Layout
+    before_prefill: Callable[[str, Sequence[int]], Sequence[int]] = _nothing
 
     @property
     def name(self) -> str:
@@ -133,6 +143,8 @@ class LayoutRenderer:
         pieces = self.layout.pieces(messages, is_complete=False)
         header = self.layout.generation_header(role, messages)
         opening = self.layout.codec.encode_trusted(prefill) if prefill else []
+        if opening:
+            opening = [*self.before_prefill(role, opening), *opening]
         return _concatenated(self.layout.start, pieces, [*header, *opening])
 
     def get_stop_sequences(self) -> StopSequences:
@@ -230,8 +242,10 @@ def only_text(message: Message, format_name: str) -> str:
     return message.text
 
 
-def until_end(tokens: Sequence[int], end: int) -> tuple[list[int], ParseTermination]:
-    """What was said before the end token, and whether it ended there once, as it should."""
-    stops = tokens.count(end)
-    said = list(tokens[: tokens.index(end)]) if stops else list(tokens)
-    return said, ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED
+def until_end(tokens: Sequence[int], *ends: int) -> tuple[list[int], ParseTermination]:
+    """What was said before an end token, and whether it ended there once, as it should."""
+    stops = sum(tokens.count(end) for end in ends)
+    first = min((tokens.index(end) for end in ends if end in tokens), default=len(tokens))
+    return list(
+        tokens[:first]
+    ), ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED

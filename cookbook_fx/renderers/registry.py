@@ -10,6 +10,12 @@ from cookbook_fx.renderers.deepseekv3 import (
     deepseekv3_keep_thinking,
     deepseekv3_thinking,
 )
+from cookbook_fx.renderers.gpt_oss import (
+    gpt_oss_high_reasoning,
+    gpt_oss_low_reasoning,
+    gpt_oss_medium_reasoning,
+    gpt_oss_no_sysprompt,
+)
 from cookbook_fx.renderers.llama3 import llama3
 from cookbook_fx.renderers.qwen3 import (
     qwen3,
@@ -44,6 +50,10 @@ RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "deepseekv3_disable_thinking": deepseekv3_disable_thinking,
     "deepseekv3_keep_thinking": deepseekv3_keep_thinking,
     "deepseekv3_thinking": deepseekv3_thinking,
+    "gpt_oss_high_reasoning": gpt_oss_high_reasoning,
+    "gpt_oss_low_reasoning": gpt_oss_low_reasoning,
+    "gpt_oss_medium_reasoning": gpt_oss_medium_reasoning,
+    "gpt_oss_no_sysprompt": gpt_oss_no_sysprompt,
     "llama3": llama3,
     "qwen3": qwen3,
     "qwen3_disable_thinking": qwen3_disable_thinking,
