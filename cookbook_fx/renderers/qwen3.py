@@ -43,8 +43,8 @@ from cookbook_fx.chat import (
     tool_to_dict,
 )
 from cookbook_fx.errors import DataError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece, until_end
-from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece
+from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 
@@ -125,7 +125,6 @@ def _renderer(
             # Reasoning cannot end its own block.
             reasoning_codec=codec.knowing(*(tag for tag in _SOFT if tag != "</think>")),
             ids=ids,
-            tags=frozenset((ids.think, ids.end_think, ids.call, ids.end_call)),
             headers={
                 role: (ids.start, *codec.encode(f"{shown}\n")) for role, shown in shown_as.items()
             },
@@ -152,7 +151,6 @@ class _Qwen3:
     Args:
         said_codec: for what the assistant says; knows the tags.
         reasoning_codec: for what it thinks.
-        tags: of blocks that a response is made of.
         headers: by role, without the newline that follows the message before.
         frames: reasoning stands on lines of its own, and an empty block for none.
         keeps_thinking: history stays as it was produced.
@@ -164,7 +162,6 @@ class _Qwen3:
     said_codec: TextCodec
     reasoning_codec: TextCodec
     ids: _Ids
-    tags: frozenset[int]
     headers: Mapping[str, tuple[int, ...]]
     newline: tuple[int, ...]
     empty_block: tuple[int, ...]
@@ -324,11 +321,15 @@ class _Qwen3:
         return message.parts
 
     def parse(self, tokens: list[int]) -> ParsedResponse:
-        said, termination = until_end(tokens, self.ids.end)
-        if len(said) == len(tokens):
-            cut_off = Message(role="assistant", content=self.codec.decode(said))
-            return ParsedResponse(cut_off, termination)
-        return ParsedResponse(self._parsed(said), termination)
+        end = _find(tokens, self.ids.end, 0)
+        if end == len(tokens):
+            cut_off = Message(role="assistant", content=self.codec.decode(tokens))
+            return ParsedResponse(cut_off, ParseTermination.MALFORMED)
+        ends_once = self.ids.end not in tokens[end + 1 :]
+        return ParsedResponse(
+            self._parsed(tokens[:end]),
+            ParseTermination.STOP_SEQUENCE if ends_once else ParseTermination.MALFORMED,
+        )
 
     def _parsed(self, said: list[int]) -> Message:
         parts: list[Part] = []
@@ -364,20 +365,37 @@ class _Qwen3:
 
         Inside a block only its own end counts. One that never ends runs to the end.
         """
-        closing = {self.ids.think: self.ids.end_think, self.ids.call: self.ids.end_call}
-        marks = [(i, token) for i, token in enumerate(said) if token in self.tags]
-        spans: list[_Span] = []
-        begin, opening = 0, None
-        if self.frames and marks and marks[0][1] == self.ids.end_think:
-            # The block was opened in the prompt.
-            opening = self.ids.think
-        for index, token in marks:
-            opens = opening is None and token in closing
-            if opens or (opening is not None and token == closing[opening]):
-                spans.append(_Span(opening, begin, index))
-                begin, opening = index + 1, token if opens else None
-        spans.append(_Span(opening, begin, len(said)))
-        return [span for span in spans if span.opening is not None or span.begin < span.end]
+        ids, spans, begin = self.ids, list[_Span](), 0
+        think, call = _find(said, ids.think, 0), _find(said, ids.call, 0)
+        if self.frames and min(think, call) > 0:
+            end = _find(said, ids.end_think, 0)
+            if end < min(think, call):
+                # The block was opened in the prompt.
+                spans.append(_Span(ids.think, 0, end))
+                begin = end + 1
+        while begin < len(said):
+            think = _find(said, ids.think, begin) if think < begin else think
+            call = _find(said, ids.call, begin) if call < begin else call
+            found = min(think, call)
+            if begin < found:
+                spans.append(_Span(None, begin, found))
+            if found == len(said):
+                break
+            opening, closing = (
+                (ids.think, ids.end_think) if found == think else (ids.call, ids.end_call)
+            )
+            end = _find(said, closing, found + 1)
+            spans.append(_Span(opening, found + 1, end))
+            begin = end + 1
+        return spans
+
+
+def _find(tokens: list[int], token: int, begin: int) -> int:
+    """Where the token next stands; beyond the last if nowhere."""
+    try:
+        return tokens.index(token, begin)
+    except ValueError:
+        return len(tokens)
 
 
 class _Span(NamedTuple):
