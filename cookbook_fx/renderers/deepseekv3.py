@@ -50,8 +50,8 @@ from cookbook_fx.chat import (
     parse_json,
 )
 from cookbook_fx.errors import DataError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text, until_end
-from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
+from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 _INSTRUCTING = ("system", "developer")
@@ -300,12 +300,21 @@ class _DeepSeekV3:
         return (marks.assistant, marks.think if self.thinks else marks.think_end)
 
     def parse(self, tokens: list[int]) -> ParsedResponse:
-        said, termination = until_end(tokens, self.marks.end)
-        if len(said) == len(tokens):
+        end = self.marks.end
+        try:
+            at = tokens.index(end)
+        except ValueError:
             # Cut off, so that nothing tells reasoning from answer or a call from half a call.
-            return ParsedResponse(
-                Message(role="assistant", content=self.codec.decode(said)), termination
-            )
+            content = self.codec.decode(tokens)
+            cut_off = Message(role="assistant", content=content)
+            return ParsedResponse(cut_off, ParseTermination.MALFORMED)
+        is_malformed = end in tokens[at + 1 :]
+        return ParsedResponse(
+            self._parsed(tokens[:at]),
+            ParseTermination.MALFORMED if is_malformed else ParseTermination.STOP_SEQUENCE,
+        )
+
+    def _parsed(self, said: list[int]) -> Message:
         if self.thinks and self._closes_what_the_prompt_opened(said):
             said = [self.marks.think, *said]
         parts: list[Part] = []
@@ -321,7 +330,7 @@ class _DeepSeekV3:
                 parts.append(ThinkingPart(thinking=self.codec.decode(inside)))
             else:
                 parts.append(TextPart(text=self.codec.decode(span)))
-        return ParsedResponse(_message(parts, calls), termination)
+        return _message(parts, calls)
 
     def _closes_what_the_prompt_opened(self, tokens: list[int]) -> bool:
         marks = self.marks
@@ -337,6 +346,9 @@ class _DeepSeekV3:
             marks.calls: marks.calls_end,
             marks.call: marks.call_end,
         }
+        if closings.keys().isdisjoint(tokens):
+            yield None, tokens
+            return
         openings = [index for index, token in enumerate(tokens) if token in closings]
         end = 0
         for start in openings:

@@ -94,7 +94,7 @@ CALLED = '[calls][call]look[sep]{"at": 1}[/call][/calls]'
         ([user("a"), says(["r"], "b")], KEEP, "[BOS][U]a[A]<think>", "r</think>b[END]"),
         ([user("a"), says(["r"])], PLAIN, "[BOS][U]a[A]</think>", "[END]"),
         ([user("a"), says(["r"])], THINKING, "[BOS][U]a[A]<think>", "r</think>[END]"),
-        ([user("a"), says("b ", ["r"], "c")], PLAIN, "[BOS][U]a[A]</think>", "b c[END]"),
+        ([user("a"), says("wh", ["r"], "at")], PLAIN, "[BOS][U]a[A]</think>", "what[END]"),
         (
             [user("a"), says("b ", ["r"], "c")],
             THINKING, "[BOS][U]a[A]<think>", "</think>b <think>r</think>c[END]",
@@ -485,5 +485,7 @@ def test_prompts_extend_where_they_should():
     assert not extends(KEEP, user("a"), plain, user("c"), reasoned)
     assert not extends(THINKING, user("a"), reasoned, user("c"), reasoned)
     assert extends(THINKING, user("a"), reasoned)
+    assert extends(THINKING, tool("a"), says(["r"], calls=[LOOK]), tool("c"), plain)
+    assert not extends(THINKING, tool("a"), reasoned, tool("c"), plain)
     assert not extends(PLAIN, user("a"), plain, system("late"), plain)
     assert not any(renderer.has_extension_property for renderer in RENDERERS.values())
