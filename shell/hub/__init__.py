@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shell.hub.models import ModelSource as ModelSource
     from shell.hub.models import canonical_name as canonical_name
     from shell.hub.models import resolve_model as resolve_model
+    from shell.hub.shapes import read_shapes as read_shapes
     from shell.hub.tokenizers import end_tokens as end_tokens
     from shell.hub.tokenizers import load_tokenizer as load_tokenizer
     from shell.hub.weights import load_weights as load_weights
@@ -36,6 +37,7 @@ _FILE_OF = {
     "load_weights": "weights",
     "open_dataset": "datasets",
     "read_conversations": "conversations",
+    "read_shapes": "shapes",
     "resolve_model": "models",
     "stream_conversations": "datasets",
 }
