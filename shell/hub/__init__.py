@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shell.hub.models import DEFAULT_MODEL as DEFAULT_MODEL
     from shell.hub.models import ModelSource as ModelSource
     from shell.hub.models import canonical_name as canonical_name
+    from shell.hub.models import recommended_renderer as recommended_renderer
     from shell.hub.models import resolve_model as resolve_model
     from shell.hub.shapes import read_shapes as read_shapes
     from shell.hub.tokenizers import end_tokens as end_tokens
@@ -38,6 +39,7 @@ _FILE_OF = {
     "open_dataset": "datasets",
     "read_conversations": "conversations",
     "read_shapes": "shapes",
+    "recommended_renderer": "models",
     "resolve_model": "models",
     "stream_conversations": "datasets",
 }

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from cookbook_fx.catalog import CATALOG
+from cookbook_fx.catalog import CATALOG, Catalog, get_recommended_renderer_name
 from cookbook_fx.errors import ModelError
 from shell.hub.gguf import convert_gguf
 from shell.hub.home import home
@@ -84,6 +84,17 @@ def canonical_name(name: str) -> str:
         return str(path.resolve())
     built_in = _built_in(name)
     return name if built_in is None else built_in.name
+
+
+def recommended_renderer(name_or_path: str, *, catalog: Catalog = CATALOG) -> str:
+    """The renderer to use for a model unless the user names one: `chatml` if nothing is known.
+
+    Args:
+        name_or_path: as for `resolve_model`.
+        catalog: where to look.
+    """
+    name = canonical_name(name_or_path)
+    return get_recommended_renderer_name(name, catalog=catalog) if name in catalog else "chatml"
 
 
 def resolve_model(

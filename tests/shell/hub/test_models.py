@@ -21,6 +21,7 @@ from shell.hub import (
     known_models,
     load_tokenizer,
     load_weights,
+    recommended_renderer,
     resolve_model,
 )
 from shell.hub.models import DEFAULT_MODEL, BuiltInModel
@@ -92,6 +93,13 @@ def test_what_does_not_exist_is_said_with_what_does(tmp_path, said):
 def test_a_built_in_model_has_one_name():
     assert canonical_name("huggingfacetb/smollm2-135m-instruct") == DEFAULT_MODEL
     assert canonical_name(HUB_ID) == HUB_ID
+
+
+def test_the_renderer_used_unless_one_is_named(tiny_model_directory):
+    assert recommended_renderer("meta-llama/Llama-3.2-1B") == "role_colon"
+    assert recommended_renderer("Qwen/Qwen3-0.6B") == "qwen3"
+    assert recommended_renderer("huggingfacetb/smollm2-135m-INSTRUCT") == "chatml"
+    assert recommended_renderer(str(tiny_model_directory)) == "chatml"
 
 
 def test_a_model_on_this_disk_has_one_name_from_any_folder(tmp_path, monkeypatch):
