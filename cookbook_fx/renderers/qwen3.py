@@ -17,8 +17,11 @@ block once the conversation goes on is what the renderers differ in:
 Calls come last, each on lines of its own, arguments just as they are given. Results of calls made
 together share one user's block. Whatever comes from outside the model is encoded as text alone;
 in what the assistant says and reasons, the tags it writes itself (`<think>`, `<tool_call>`) are
-tags. So a response cannot be told from what it parses to where its text spells a tag, where text
-after a block begins, or reasoning begins or ends, with newlines, and where text follows a call.
+tags, but reasoning cannot end its own block. Parsing goes by the tags' ids, never their spelling.
+
+What is not read back as it was given: text that spells a tag, text after a call, newlines where
+reasoning begins and ends and where text begins after it (instruct keeps them), a call's id,
+arguments that are not an object, and text that is not in Unicode's normal form C.
 """
 
 import json
@@ -147,7 +150,8 @@ class _Block(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Qwen3:
-    """
+    """One of the four layouts.
+
     Args:
         said_codec: for what the assistant says; knows the tags.
         reasoning_codec: for what it thinks.

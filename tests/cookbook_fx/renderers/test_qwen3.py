@@ -171,6 +171,15 @@ def test_reasoning_inside_a_text_is_told_apart_as_the_template_does():
     assert shown("qwen3_instruct", [user(), opened]).endswith("\nwhy</think>A<|im_end|>")
 
 
+@pytest.mark.parametrize(("name", "blank"), [("qwen3", "\n\n"), ("qwen3_instruct", "")])
+def test_reasoning_of_nothing_is_none(name, blank):
+    nothing = ThinkingPart(thinking=blank)
+    for parts in ((TextPart(text="A"),), (ThinkingPart(thinking="a"), TextPart(text="A"))):
+        with_nothing = Message(role="assistant", content=(nothing, *parts))
+        without = Message(role="assistant", content=parts)
+        assert shown(name, [user(), with_nothing]) == shown(name, [user(), without])
+
+
 def test_where_no_query_precedes_there_are_no_empty_blocks():
     alone = [assistant("Hi"), assistant("there", thinking="greet")]
     for name in ("qwen3", "qwen3_keep_thinking"):
@@ -190,6 +199,8 @@ def test_arguments_and_declarations_are_real_unicode_and_arguments_stay_as_given
     assert (
         '<tool_call>\n{"name": "wetter", "arguments": {"ort":"Zürich", "a": "\\u00e9"}}\n' in text
     )
+    named = assistant(calls=[("größe", "{}")])
+    assert '{"name": "größe", "arguments": {}}' in shown("qwen3", [user(), named])
     assert '"description": "für 東京", "parameters": {"type": "object"}}}\n</tools>' in text
 
 
@@ -534,6 +545,10 @@ def test_a_renderer_told_not_to_think_refuses_what_its_prompt_does_not_lead_to()
     assert renderer.build_supervised_example(steps).weights.any()
     with pytest.raises(DataError, match="no user's query"):
         renderer.build_supervised_example([assistant("A")])
+    with pytest.raises(DataError, match="no user's query"):
+        renderer.build_supervised_examples([assistant("A"), *steps], T.ALL_ASSISTANT_MESSAGES)
+    with pytest.raises(DataError, match="shows the reasoning"):
+        renderer.build_supervised_examples([*reasoned, *steps[2:]], T.ALL_ASSISTANT_MESSAGES)
     with pytest.raises(DataError, match="shows the reasoning"):
         renderer.build_supervised_examples([*steps, *reasoned], T.ALL_ASSISTANT_MESSAGES)
 
