@@ -27,6 +27,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     commit = "0123456789abcdef0123456789abcdef01234567"
     directory: Path
     ranges: bool
+    refuse_with: int | None
     received: ClassVar[list[Request]]
 
     def do_GET(self):
@@ -40,12 +41,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
             files = [{"rfilename": name} for name in names]
             self._json({"id": HUB_ID, "sha": self.commit, "siblings": files})
         else:
-            self._missing("RepoNotFound")
+            self._refuse(404, "RepoNotFound")
 
     do_HEAD = do_GET
 
-    def _missing(self, code):
-        self.send_response(404)
+    def _refuse(self, status, code):
+        self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -59,8 +60,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._answer(json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _file(self, file):
+        if self.refuse_with is not None:
+            self._refuse(self.refuse_with, "GatedRepo" if self.refuse_with == 403 else "")
+            return
         if not file.exists():
-            self._missing("EntryNotFound")
+            self._refuse(404, "EntryNotFound")
             return
         content = file.read_bytes()
         tag = hashlib.sha1(content).hexdigest()
@@ -89,19 +93,27 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve_hub(directory: Path, monkeypatch: pytest.MonkeyPatch, *, ranges: bool = False):
+def serve_hub(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ranges: bool = False,
+    refuse_with: int | None = None,
+):
     """Serves `directory` as `HUB_ID` and has the hub's client ask here.
 
     Args:
         directory: the repository's files.
         monkeypatch: of the test.
         ranges: whether a part of a file can be asked for; if not, the whole one comes.
+        refuse_with: the status with which files, but not their names, are refused; None is not.
 
     Yields:
         What was received, in order, as it comes.
     """
     received: list[Request] = []
     members = {"directory": directory, "ranges": ranges, "received": received}
+    members["refuse_with"] = refuse_with
     handler = type("OneRepository", (Hub,), members)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -13,15 +13,15 @@ class Models:
 
     def run(self) -> int:
         """Prints a table."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Column, Table
 
         from shell.hub import known_models, recommended_renderer
 
         # A name is there to be copied: it may take two lines, but is never cut short.
-        table = Table(
-            Column("model", overflow="fold"), "here", "size", "renderer", "usable", "source"
-        )
+        columns = ("here", "size", "renderer", "usable", "source")
+        table = Table(Column("model", overflow="fold"), *columns, box=SIMPLE_HEAD)
         for model in known_models():
             table.add_row(
                 model.name,

@@ -37,7 +37,7 @@ _LONGEST_HEADER_BYTES = 100_000_000
 _LONGEST_INDEX_BYTES = 100_000_000
 _REQUESTS_AT_ONCE = 8
 _LIMIT_SECONDS = 20.0
-_OK, _PARTIAL, _NOT_FOUND = 200, 206, 404
+_OK, _PARTIAL, _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND = 200, 206, 401, 403, 404
 
 
 def read_shapes(name_or_path: str, *, say: Say = say_on_standard_error) -> ModelShapes:
@@ -126,6 +126,11 @@ def _first_bytes(hub_id: str, filename: str, count: int) -> bytes | None:
         with get_session().stream("GET", url, headers=headers, timeout=_LIMIT_SECONDS) as response:
             if response.status_code == _NOT_FOUND:
                 return None
+            # Of a model with terms the hub describes all to everyone, and gives files to few.
+            if response.status_code in (_UNAUTHORISED, _FORBIDDEN):
+                raise ModelError(
+                    f"{hub_id} needs its terms accepted on the hub, and a login (`hf auth login`)."
+                )
             if response.status_code not in (_OK, _PARTIAL):
                 raise ModelError(
                     f"the Hugging Face hub answered {response.status_code} when asked for "

@@ -16,6 +16,7 @@ from cookbook_fx.catalog import (
     without_suffix,
 )
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.renderers import RENDERERS
 from shell.hub.models import BUILT_IN_MODELS
 
 MINE = ModelAttributes(
@@ -74,12 +75,16 @@ def test_every_entry_fits_its_name(name):
     assert attributes.organization == name.split("/")[0]
     assert attributes.hidden_size is not None
     assert attributes.is_chat == (attributes.recommended_renderers != ("role_colon",))
-    # All sizes that a name states; what they are called apart from it is looser.
-    if attributes.organization not in ("deepseek-ai", "moonshotai", "openai", "zai-org") and (
-        attributes.organization != "thinkingmachines"
-    ):
+    if attributes.organization in ("HuggingFaceTB", "meta-llama", "nvidia", "Qwen"):
         assert f"-{attributes.size_str}" in name
         assert attributes.version_str in name
+
+
+def test_recommended_renderers_exist():
+    recommended = {
+        name for model in CATALOG.models.values() for name in model.recommended_renderers
+    }
+    assert recommended <= {*RENDERERS, "template"}
 
 
 def test_built_in_models_are_known_by_both_their_names():

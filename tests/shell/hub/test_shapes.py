@@ -192,6 +192,18 @@ def test_a_model_without_safetensors_is_said(repository, said, monkeypatch):
         read(HUB_ID, said)
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(403, f"{HUB_ID} needs its terms accepted"), (503, "answered 503 when asked for model")],
+)
+def test_a_refusal_is_said(repository, said, monkeypatch, status, message):
+    with (
+        serve_hub(repository, monkeypatch, refuse_with=status),
+        pytest.raises(ModelError, match=message),
+    ):
+        read(HUB_ID, said)
+
+
 def test_a_model_the_hub_does_not_have_is_said(repository, said, monkeypatch):
     with (
         serve_hub(repository, monkeypatch),
