@@ -1,5 +1,6 @@
 """Messages to tokens and back, one chat format a file."""
 
+from cookbook_fx.renderers.gpt_oss import gpt_oss as gpt_oss
 from cookbook_fx.renderers.registry import RENDERERS as RENDERERS
 from cookbook_fx.renderers.registry import get_renderer as get_renderer
 from cookbook_fx.renderers.renderer import ParsedResponse as ParsedResponse

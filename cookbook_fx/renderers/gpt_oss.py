@@ -23,10 +23,11 @@ channel is written once). The layout is that of the chat template published with
 is silent, of openai-harmony 0.0.8.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Literal, NamedTuple
+from itertools import compress, count, pairwise
+from typing import NamedTuple
 
 from cookbook_fx.chat import (
     ROLES,
@@ -40,9 +41,9 @@ from cookbook_fx.chat import (
     UnparsedToolCall,
     content_of,
 )
-from cookbook_fx.errors import DataError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text, until_end
-from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
+from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
+from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
 from cookbook_fx.renderers.typescript import function_type
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
@@ -50,6 +51,8 @@ from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 _SPEAKERS = {role: role for role in ROLES} | {"system": "developer", "tool": ""}
 _CALLS = "Calls to these tools must go to the commentary channel: 'functions'."
 _FUNCTIONS = "functions."
+_EFFORTS = ("low", "medium", "high")
+_CHANNELS = ("analysis", "commentary", "final")
 # The date of the examples in harmony's own guide.
 _DATE = date(2025, 6, 28)
 
@@ -57,7 +60,7 @@ _DATE = date(2025, 6, 28)
 def gpt_oss(
     tokenizer: Tokenizer,
     *,
-    reasoning: Literal["low", "medium", "high"] | None = None,
+    reasoning: str | None = None,
     current_date: date = _DATE,
     keeps_reasoning: bool = False,
 ) -> Renderer:
@@ -65,33 +68,42 @@ def gpt_oss(
 
     Args:
         tokenizer: one with harmony's control tokens.
-        reasoning: the effort the system message asks for. None is for no system message at all,
-            but for the line that goes with declared tools.
+        reasoning: the effort the system message asks for, low, medium or high. None is for no
+            system message at all, but for the line that goes with declared tools.
         current_date: what the system message says today is, whatever day it is, so that the same
             conversation always makes the same tokens.
         keeps_reasoning: show the reasoning of all of history, which the model is not used to.
 
     Raises:
+        ConfigurationError: there is no such effort.
         ModelError: the tokenizer lacks one of the control tokens.
     """
+    if reasoning not in (*_EFFORTS, None):
+        raise ConfigurationError(
+            f"`reasoning` must be one of {', '.join(_EFFORTS)} or None, got {reasoning!r}"
+        )
     codec = text_codec(tokenizer)
     marks = _Marks(*(codec.control(f"<|{name.strip('_')}|>") for name in _Marks._fields))
+    headers = {role: (marks.start, *codec.encode(name)) for role, name in _SPEAKERS.items()}
+    channels = {name: (marks.channel, *codec.encode(name)) for name in _CHANNELS}
+    as_json = (*codec.encode("commentary "), marks.constrain, *codec.encode("json"))
     system = _system_text(reasoning, current_date) if reasoning else ""
     layout = _GptOss(
         name=f"gpt_oss_{reasoning}_reasoning" if reasoning else "gpt_oss_no_sysprompt",
         codec=codec,
         marks=marks,
-        headers={role: (marks.start, *codec.encode(name)) for role, name in _SPEAKERS.items()},
-        analysis=(marks.channel, *codec.encode("analysis"), marks.message),
-        commentary=(marks.channel, *codec.encode("commentary"), marks.message),
-        final=(marks.channel, *codec.encode("final"), marks.message),
-        call=(
-            *(marks.channel, *codec.encode("commentary ")),
-            *(marks.constrain, *codec.encode("json"), marks.message),
-        ),
+        headers=headers,
+        openings={name: (*channel, marks.message) for name, channel in channels.items()},
+        call_opening=(marks.channel, *as_json, marks.message),
         system=_system_piece(codec, marks, system),
         system_with_tools=_system_piece(codec, marks, f"{system}\n{_CALLS}".lstrip()),
         keeps_reasoning=keeps_reasoning,
+        bounds=frozenset((marks.start, marks.end, marks.return_, marks.call)),
+        usual={
+            (*before, *channel): _Header(recipient=None, channel=name)
+            for name, channel in channels.items()
+            for before in ((), headers["assistant"])
+        },
     )
     return LayoutRenderer(layout=layout, before_prefill=layout.before_prefill)
 
@@ -127,16 +139,6 @@ def _system_text(reasoning: str, current_date: date) -> str:
     )
 
 
-def _system_piece(codec: TextCodec, marks: "_Marks", text: str) -> tuple[Piece, ...]:
-    if not text:
-        return ()
-    # Intentional: not the system's. Training on what system messages say is training on those of
-    # the conversation.
-    message = Message(role="developer", content=text, trainable=False)
-    output = (marks.message, *codec.encode(text), marks.end)
-    return (Piece(message, (marks.start, *codec.encode("system")), output),)
-
-
 class _Marks(NamedTuple):
     """The control tokens, named by what stands between `<|` and `|>`."""
 
@@ -161,21 +163,24 @@ class _GptOss:
     """
     Args:
         headers: by role.
-        analysis, commentary, final, call: from a channel's mark to the beginning of the text.
+        openings: what stands before a text, by channel.
+        call_opening: what stands between the name of a tool and the arguments.
         system, system_with_tools: the renderer's own message, where it has one.
+        bounds: what a message begins or ends with.
+        usual: headers without a recipient, by their tokens.
     """
 
     name: str
     codec: TextCodec
     marks: _Marks
     headers: Mapping[str, tuple[int, ...]]
-    analysis: tuple[int, ...]
-    commentary: tuple[int, ...]
-    final: tuple[int, ...]
-    call: tuple[int, ...]
+    openings: Mapping[str, tuple[int, ...]]
+    call_opening: tuple[int, ...]
     system: tuple[Piece, ...]
     system_with_tools: tuple[Piece, ...]
     keeps_reasoning: bool
+    bounds: frozenset[int]
+    usual: Mapping[tuple[int, ...], _Header]
 
     start = ()
     has_extension_property = False
@@ -238,7 +243,7 @@ class _GptOss:
         address = f"{_address(name.removeprefix(_FUNCTIONS))} to=assistant"
         header = (*self.headers["tool"], *self.codec.encode(address))
         said = self.codec.encode(only_text(message, self.name))
-        return Piece(message, header, [*self.commentary, *said, self.marks.end])
+        return Piece(message, header, [*self.openings["commentary"], *said, self.marks.end])
 
     def _response(self, message: Message, *, shows_reasoning: bool, is_produced: bool) -> Piece:
         marks, encode = self.marks, self.codec.encode
@@ -251,15 +256,15 @@ class _GptOss:
         text = message.text + "".join(call.raw_text for call in message.unparsed_tool_calls)
         spans: list[list[int]] = []
         if message.thinking and shows_reasoning:
-            spans.append([*self.analysis, *encode(message.thinking), marks.end])
+            spans.append([*self.openings["analysis"], *encode(message.thinking), marks.end])
         if _is_final(message):
             end = marks.return_ if is_produced else marks.end
-            spans.append([*self.final, *encode(text), end])
+            spans.append([*self.openings["final"], *encode(text), end])
         elif text:
-            spans.append([*self.commentary, *encode(text), marks.end])
+            spans.append([*self.openings["commentary"], *encode(text), marks.end])
         for call in message.tool_calls:
             to = encode(f" to={_address(call.name)}")
-            spans.append([*to, *self.call, *encode(call.arguments), marks.call])
+            spans.append([*to, *self.call_opening, *encode(call.arguments), marks.call])
         header = self.headers["assistant"]
         first, *others = spans
         return Piece(message, header, [*first, *(t for span in others for t in (*header, *span))])
@@ -269,57 +274,50 @@ class _GptOss:
 
     def before_prefill(self, role: str, prefill: Sequence[int]) -> Sequence[int]:
         """A prefill without a channel of its own begins what is said."""
-        if self.marks.channel in prefill or self.marks.message in prefill:
+        if role == "tool" or self.marks.channel in prefill or self.marks.message in prefill:
             return ()
-        return self.final if role == "assistant" else (self.marks.message,)
+        return self.openings["final"] if role == "assistant" else (self.marks.message,)
 
     def parse(self, tokens: list[int]) -> ParsedResponse:
-        said, termination = until_end(tokens, self.marks.return_, self.marks.call)
-        if len(said) == len(tokens):
+        # Without a loop of Python's own: it would take as long as decoding a fifth of the tokens.
+        bounds = list(compress(count(), map(self.bounds.__contains__, tokens)))
+        stops = [index for index in bounds if tokens[index] in self.stop_sequences]
+        if not stops:
             # Cut off, so that nothing tells a call from half a call.
-            message = Message(role="assistant", content=self.codec.decode(said))
-            return ParsedResponse(message, termination)
-        held = [self._parsed(span) for span in self._spans(said)]
+            message = Message(role="assistant", content=self.codec.decode(tokens))
+            return ParsedResponse(message, ParseTermination.MALFORMED)
+        starts_here = (at + (tokens[at] == self.marks.end) for at in bounds if at < stops[0])
+        cuts = sorted({0, stops[0], *starts_here})
+        held = [self._parsed(tokens[begin:end]) for begin, end in pairwise(cuts)]
         message = Message(
             role="assistant",
             content=content_of([part for part in held if isinstance(part, Part)]),
             tool_calls=tuple(call for call in held if isinstance(call, ToolCall)),
             unparsed_tool_calls=tuple(c for c in held if isinstance(c, UnparsedToolCall)),
         )
-        return ParsedResponse(message, termination)
-
-    def _spans(self, tokens: list[int]) -> Iterator[list[int]]:
-        """Messages, each with its marks."""
-        begin = 0
-        for index, token in enumerate(tokens):
-            if token == self.marks.start and index > begin:
-                yield tokens[begin:index]
-                begin = index
-            elif token == self.marks.end:
-                yield tokens[begin : index + 1]
-                begin = index + 1
-        if begin < len(tokens):
-            yield tokens[begin:]
+        is_clean = len(stops) == 1
+        return ParsedResponse(
+            message, ParseTermination.STOP_SEQUENCE if is_clean else ParseTermination.MALFORMED
+        )
 
     def _parsed(self, span: list[int]) -> Part | ToolCall | UnparsedToolCall:
-        """What one message is. One that is not as the format has it is the text it is."""
+        """What one message is, its marks with it; the text it is if not as the format has it."""
         marks, decode = self.marks, self.codec.decode
         at = span.index(marks.message) if marks.message in span else len(span)
-        header = self._header(span[:at])
+        header = self.usual.get(tuple(span[:at])) or self._header(span[:at])
         text = None
         if at < len(span):
             text = decode(span[at + 1 : len(span) - (span[-1] == marks.end)])
-        match header, text:
-            case _Header(recipient=str(recipient)), _:
-                return _parsed_call(recipient, text, decode(span))
-            case _Header(channel="analysis"), str(text):
-                return ThinkingPart(thinking=text)
-            case _Header(channel="commentary" | "final"), str(text):
-                return TextPart(text=text)
+        if header.recipient is not None:
+            return _parsed_call(header.recipient, text, decode(span))
+        if text is not None and header.channel == "analysis":
+            return ThinkingPart(thinking=text)
+        if text is not None and header.channel in _CHANNELS:
+            return TextPart(text=text)
         return TextPart(text=decode(span))
 
-    def _header(self, tokens: list[int]) -> _Header | None:
-        """The header of the assistant's own message; None if it is another's, or none at all.
+    def _header(self, tokens: list[int]) -> _Header:
+        """The header of the assistant's own message; an empty one if it is another's, or none.
 
         The recipient stands on either side of the channel.
         """
@@ -332,9 +330,19 @@ class _GptOss:
         channel, *details = decode(after).split() or [""]
         recipients = [word for word in (*words, *details) if word.startswith("to=")]
         if any(word not in recipients for word in words) or len(recipients) > 1:
-            return None
+            return _Header(recipient=None, channel="")
         recipient = recipients[0].removeprefix("to=") if recipients else None
         return _Header(recipient=recipient, channel=channel)
+
+
+def _system_piece(codec: TextCodec, marks: _Marks, text: str) -> tuple[Piece, ...]:
+    if not text:
+        return ()
+    # Intentional: not the system's. Training on what system messages say is training on those of
+    # the conversation.
+    message = Message(role="developer", content=text, trainable=False)
+    output = (marks.message, *codec.encode(text), marks.end)
+    return (Piece(message, (marks.start, *codec.encode("system")), output),)
 
 
 def _parsed_call(

@@ -242,10 +242,8 @@ def only_text(message: Message, format_name: str) -> str:
     return message.text
 
 
-def until_end(tokens: Sequence[int], *ends: int) -> tuple[list[int], ParseTermination]:
-    """What was said before an end token, and whether it ended there once, as it should."""
-    stops = sum(tokens.count(end) for end in ends)
-    first = min((tokens.index(end) for end in ends if end in tokens), default=len(tokens))
-    return list(
-        tokens[:first]
-    ), ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED
+def until_end(tokens: Sequence[int], end: int) -> tuple[list[int], ParseTermination]:
+    """What was said before the end token, and whether it ended there once, as it should."""
+    stops = tokens.count(end)
+    said = list(tokens[: tokens.index(end)]) if stops else list(tokens)
+    return said, ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED
