@@ -21,7 +21,9 @@ class Models:
 
         # A name is there to be copied: it may take two lines, but is never cut short.
         columns = ("here", "size", "renderer", "usable", "source")
-        table = Table(Column("model", overflow="fold"), *columns, box=SIMPLE_HEAD)
+        table = Table(
+            Column("model", overflow="fold"), *columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         for model in known_models():
             table.add_row(
                 model.name,
