@@ -25,6 +25,7 @@ from cookbook_fx.renderers.qwen3 import (
 )
 from cookbook_fx.renderers.renderer import Renderer
 from cookbook_fx.renderers.role_colon import role_colon
+from cookbook_fx.renderers.template import template
 from cookbook_fx.tokens import Tokenizer
 
 
@@ -60,4 +61,5 @@ RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "qwen3_instruct": qwen3_instruct,
     "qwen3_keep_thinking": qwen3_keep_thinking,
     "role_colon": role_colon,
+    "template": template,
 }
