@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.names import is_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +388,7 @@ def renderer_warning(name: str, renderer: str, *, catalog: Catalog = CATALOG) ->
 
     Returns:
         None if the renderer is recommended, or nothing is known about the model, or a chat
-        model's own template is used.
+        model's own template is used, or a renderer of the caller's own.
 
     Example:
         >>> renderer_warning("Qwen/Qwen3-8B", "llama3")
@@ -398,7 +399,7 @@ unlike what it was trained on; made for it: qwen3, qwen3_disable_thinking, qwen3
         return None
     attributes = catalog.attributes(name)
     is_own_template = attributes.is_chat and renderer == "template"
-    if is_own_template or renderer in attributes.recommended_renderers:
+    if is_own_template or is_place(renderer) or renderer in attributes.recommended_renderers:
         return None
     return (
         f"the renderer {renderer} is not made for {name}, which then reads and writes text unlike "
