@@ -341,7 +341,7 @@ def _system_piece(codec: TextCodec, marks: _Marks, text: str) -> tuple[Piece, ..
         return ()
     # Intentional: not the system's. Training on what system messages say is training on those of
     # the conversation.
-    message = Message(role="developer", content=text, trainable=False)
+    message = Message(role="developer", content=text)
     output = (marks.message, *codec.encode(text), marks.end)
     return (Piece(message, (marks.start, *codec.encode("system")), output),)
 
