@@ -74,7 +74,7 @@ def template(
     given = {**tokenizer.special_tokens_map, **(variables or {})}
     script = _script(chat_template(source, given, date=date), codec)
     try:
-        script = _trimming_alike(script)
+        script = _reading_alike(_trimming_alike(script))
         layout = _Template(script=script, facts=_facts(script, tokenizer.bos_token_id))
         # transformers' own text depends on the day.
         if "strftime_now" not in source:
@@ -116,6 +116,20 @@ def _plain(text: str, _: _Source) -> str:
     return text
 
 
+class _Form(NamedTuple):
+    """How a template is given messages.
+
+    Args:
+        say: makes what is said of a text.
+        produced: which message is the response to train on.
+        reads_text: arguments of calls are JSON text, not objects.
+    """
+
+    say: _Say
+    produced: int | None
+    reads_text: bool
+
+
 class _Script(NamedTuple):
     """A template, and how its tokenizer reads what it writes.
 
@@ -124,6 +138,7 @@ class _Script(NamedTuple):
         ids: of the control tokens, by their text.
         spelled: what control tokens look like.
         trims: it trims what it put together, so marks must leave white space outside.
+        reads_text: arguments of calls are given as JSON text, not as objects.
     """
 
     template: ChatTemplate
@@ -132,6 +147,7 @@ class _Script(NamedTuple):
     ids: Mapping[str, int]
     spelled: re.Pattern[str]
     trims: bool = False
+    reads_text: bool = False
 
     def conversation(
         self, messages: Sequence[Message], *, is_complete: bool = False
@@ -145,8 +161,8 @@ class _Script(NamedTuple):
         return _Conversation(
             template=self.template,
             marking=marking,
-            marked=_entries(messages, marking.say, produced),
-            plain=_entries(messages, _plain, produced),
+            marked=_entries(messages, _Form(marking.say, produced, self.reads_text)),
+            plain=_entries(messages, _Form(_plain, produced, self.reads_text)),
         )
 
     def encode(self, text: Written, begin: int, end: int) -> list[int]:
@@ -252,8 +268,8 @@ class _Turn(NamedTuple):
     end: int
 
 
-def _entries(messages: Sequence[Message], say: _Say, produced: int | None) -> _Entries:
-    """The messages in the form that templates expect; `produced` is the response to train on."""
+def _entries(messages: Sequence[Message], form: _Form) -> _Entries:
+    """The messages as templates expect them."""
     declaring = [index for index, message in enumerate(messages) if message.tools]
     if declaring not in ([], [0]):
         raise DataError(
@@ -262,25 +278,22 @@ def _entries(messages: Sequence[Message], say: _Say, produced: int | None) -> _E
         )
     # First, so that what they are known by does not depend on the messages that follow.
     tools = [
-        _tool(tool_to_dict(tool), say) for index in declaring for tool in messages[index].tools
+        _tool(tool_to_dict(tool), form.say) for index in declaring for tool in messages[index].tools
     ]
     return _Entries(
-        [
-            _entry(index, message, say, is_produced=index == produced)
-            for index, message in enumerate(messages)
-        ],
-        tools or None,
+        [_entry(index, message, form) for index, message in enumerate(messages)], tools or None
     )
 
 
-def _entry(index: int, message: Message, say: _Say, *, is_produced: bool) -> dict[str, Any] | None:
+def _entry(index: int, message: Message, form: _Form) -> dict[str, Any] | None:
     _refuse_what_has_no_entry(index, message)
     if not _has_entry(message):
         return None
+    say = form.say
     entry: dict[str, Any] = {"role": message.role}
     if message.thinking:
         # gpt-oss knows it by the second name.
-        source = _Source(index, "reasoning", is_required=is_produced)
+        source = _Source(index, "reasoning", is_required=index == form.produced)
         reasoning = say(message.thinking, source)
         entry |= {"reasoning_content": reasoning, "thinking": reasoning}
     is_blank = not message.text.strip()
@@ -290,7 +303,7 @@ def _entry(index: int, message: Message, say: _Say, *, is_produced: bool) -> dic
         if named is not None:
             entry[key] = say(named, aside)
     if message.tool_calls:
-        entry["tool_calls"] = [_call(call, index, say) for call in message.tool_calls]
+        entry["tool_calls"] = [_call(call, index, form) for call in message.tool_calls]
     return entry
 
 
@@ -314,13 +327,13 @@ def _refuse_what_has_no_entry(index: int, message: Message) -> None:
             )
 
 
-def _call(call: ToolCall, index: int, say: _Say) -> dict[str, Any]:
-    source = _Source(index, "tool calls", is_required=True)
-    arguments = call.parsed_arguments
-    is_object = isinstance(arguments, dict)
+def _call(call: ToolCall, index: int, form: _Form) -> dict[str, Any]:
+    say, source = form.say, _Source(index, "tool calls", is_required=True)
+    parsed = call.parsed_arguments
+    arguments = parsed if isinstance(parsed, dict) and not form.reads_text else call.arguments
     function = {
         "name": say(call.name, source),
-        "arguments": _said_inside(arguments if is_object else call.arguments, say, source),
+        "arguments": _said_inside(arguments, say, source),
     }
     aside = source._replace(is_required=False, is_turn=False)
     identity = {} if call.id is None else {"id": say(call.id, aside)}
@@ -414,6 +427,26 @@ def _trimming_alike(script: _Script) -> _Script:
         if not _follows(script, spaced) and _follows(trimming, spaced):
             return trimming
     return script
+
+
+def _reading_alike(script: _Script) -> _Script:
+    """The script, told in which form to give the arguments of calls.
+
+    As text they stay as they were written; but some templates read objects alone, some text alone.
+    """
+    reading = script._replace(reads_text=True)
+    as_object, as_text = _called(script), _called(reading)
+    # Single quotes are Python's, where an object was written out as if it were text.
+    is_object_bad = as_object is None or "'key'" in as_object
+    return reading if as_text is not None and (is_object_bad or as_text == as_object) else script
+
+
+def _called(script: _Script) -> str | None:
+    """How a call is written; None if none can be."""
+    try:
+        return script.conversation([_QUESTION, _CALL]).verified(asks=False).text
+    except DataError:
+        return None
 
 
 def _follows(script: _Script, messages: Sequence[Message]) -> bool:
