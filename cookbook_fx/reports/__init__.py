@@ -2,7 +2,6 @@
 
 from cookbook_fx.reports.colorized import WEIGHTED_CSS as WEIGHTED_CSS
 from cookbook_fx.reports.colorized import ExampleSection as ExampleSection
-from cookbook_fx.reports.colorized import TokensAndWeights as TokensAndWeights
 from cookbook_fx.reports.colorized import colorize_example as colorize_example
 from cookbook_fx.reports.colorized import format_colorized as format_colorized
 from cookbook_fx.reports.colorized import format_html as format_html

@@ -18,24 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int, Num
 from rich.color import ColorSystem
 from rich.style import Style
 
 from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.renderers import SupervisedExample
 from cookbook_fx.tokens import Tokenizer
 
 # Lengths are open here, so that a wrong one is the caller's DataError and not a type error.
 TokenIds = Sequence[int] | Int[np.ndarray, "..."]
 Weights = Sequence[float | int] | Num[np.ndarray, "..."]
-
-
-class TokensAndWeights(NamedTuple):
-    """A sequence as it is shown; `weights[i]` is the loss weight of predicting `tokens[i]`."""
-
-    tokens: Int[np.ndarray, " token"]
-    weights: Float[np.ndarray, " token"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,7 +153,7 @@ def colorize_example(datum: Datum, tokenizer: Tokenizer, key: str = "weights") -
     return format_colorized(example.tokens, example.weights, tokenizer)
 
 
-def tokens_and_weights(datum: Datum, *, key: str = "weights") -> TokensAndWeights:
+def tokens_and_weights(datum: Datum, *, key: str = "weights") -> SupervisedExample:
     """A datum as the sequence it was made of; the first token, which nothing predicts, weighs 0.
 
     Args:
@@ -190,7 +184,7 @@ def tokens_and_weights(datum: Datum, *, key: str = "weights") -> TokensAndWeight
             raise DataError(f"the datum has no {key}; choose another `key`")
         # What a datum without weights means.
         column = np.ones(datum.length, np.float32)
-    return TokensAndWeights(
+    return SupervisedExample(
         tokens=np.append(datum.tokens, datum.target_tokens[-1]),
         weights=np.concatenate([np.zeros(1, column.dtype), column]),
     )

@@ -139,6 +139,8 @@ def _print(
             text = format_colorized(example.tokens, example.weights, tokenizer)
         else:
             text = format_marked(example.tokens, example.weights, tokenizer)
+        # Where the output is not Unicode, as little as possible is lost.
+        text = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
         # As it is: the text has its colours, and brackets in it mean nothing.
         console.out(text, highlight=False, end="\n" if text.endswith("\n") else "\n\n")
 

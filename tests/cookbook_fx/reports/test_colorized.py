@@ -108,9 +108,6 @@ def apart(pairs):
     return [token for token, _ in pairs], [weight for _, weight in pairs]
 
 
-# ── by hand ──────────────────────────────────────────────────────────────────────────────────
-
-
 def test_green_is_trained_yellow_read_and_red_trained_away_from(tokenizer):
     ids = ids_of("the cat sat", tokenizer)
     assert [tokenizer.decode(token) for token in ids] == ["the", " ", "cat", " ", "sat"]
@@ -217,9 +214,6 @@ def test_a_first_space_that_decoding_drops_moves_no_colour(sentencepiece):
     assert marked == "the{+\n+} cat"
 
 
-# ── datums ───────────────────────────────────────────────────────────────────────────────────
-
-
 def datum_of(ids, **columns):
     ids = np.array(ids, np.int32)
     return Datum(tokens=ids[:-1], target_tokens=ids[1:], **columns)
@@ -245,9 +239,6 @@ def test_a_datum_is_shown_as_the_sequence_it_was_made_of(tokenizer):
 def test_a_datum_without_weights_trains_on_every_target(tokenizer):
     datum = datum_of(ids_of("the cat sat", tokenizer))
     assert colorize_example(datum, tokenizer) == f"{YELLOW}the{OFF}{GREEN} cat sat{OFF}"
-
-
-# ── bad input ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("show", [format_colorized, format_marked, format_html])
@@ -278,9 +269,6 @@ def test_a_datum_that_cannot_be_shown_is_named(tokenizer):
     soft = Datum(tokens=np.array([5, 6]), target_tokens=np.array([[6, 7], [7, 8]]))
     with pytest.raises(DataError, match=re.escape("(2, 2)")):
         colorize_example(soft, tokenizer)
-
-
-# ── properties ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_without_its_codes_it_is_the_decoded_text(tokenizer):

@@ -168,7 +168,17 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path, home, data, tin
     assert head.stdout.startswith("conversation 0: ")
 
 
-# ── bad input ────────────────────────────────────────────────────────────────────────────────
+def test_characters_that_the_output_cannot_hold_are_spelled_out(
+    tmp_path, home, data, tiny_model_directory, monkeypatch
+):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    foreign = conversation(0)
+    foreign["messages"][0]["content"] = "中"
+    write_rows(data, foreign)
+    with start(["show", str(data), "--model", str(tiny_model_directory)], cwd=tmp_path) as process:
+        out = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "\\u4e2d<|im_end|>" in out
 
 
 def test_a_missing_file_is_named(command, home, tmp_path):
