@@ -40,7 +40,12 @@ from cookbook_fx.renderers.provenance import (
     taken_apart,
     written,
 )
-from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.renderer import (
+    ParsedResponse,
+    ParseTermination,
+    Renderer,
+    TrainOnWhat,
+)
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 
@@ -524,14 +529,22 @@ def _check(layout: "_Template", tokenizer: Tokenizer, variables: Mapping[str, An
     Raises:
         DataError: `transformers` writes something else, or the tokens do not spell the text.
     """
-    turns = [{"role": said.role, "content": said.text} for said in (_QUESTION, _ANSWER)]
-    wanted = tokenizer.apply_chat_template(turns, tokenize=False, **variables)
-    tokens = LayoutRenderer(layout=layout).build_supervised_example([_QUESTION, _ANSWER]).tokens
-    text = layout.script.codec.decode(tokens.tolist())
+    plain = [{"role": said.role, "content": said.text} for said in (_QUESTION, _ANSWER)]
+    wanted = tokenizer.apply_chat_template(plain, tokenize=False, **variables)
+    codec = layout.codec
+    text = layout.script.conversation([_QUESTION, _ANSWER]).verified(asks=False).text
     if text != wanted:
+        raise DataError(f"it writes {text!r} here, and {wanted!r} in `transformers`")
+    tokens = (
+        LayoutRenderer(layout=layout)
+        .build_supervised_example([_QUESTION, _ANSWER], TrainOnWhat.ALL_TOKENS)
+        .tokens
+    )
+    spelled, wanted = codec.decode(tokens.tolist()), codec.decode(codec.encode_trusted(wanted))
+    if spelled != wanted:
         raise DataError(
-            f"tokens spell {text!r} where `transformers` writes {wanted!r}; a tokenizer that adds "
-            "spaces of its own cannot be used in pieces"
+            f"the tokens of pieces of {wanted!r} spell {spelled!r}; a tokenizer that adds spaces "
+            "of its own cannot be used in pieces"
         )
 
 
