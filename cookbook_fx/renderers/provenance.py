@@ -193,7 +193,11 @@ class ChatTemplate:
         """
         try:
             return self.compiled.render(
-                messages=messages, tools=tools, add_generation_prompt=asks, **self.variables
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=asks,
+                **self.variables,
             )
         # Templates refuse with the first; the others are what Python makes of messages that they
         # did not expect.

@@ -85,8 +85,10 @@ def template(
         if "strftime_now" not in source:
             _check(layout, tokenizer, variables or {})
     except DataError as error:
+        asks_the_clock = "strftime_now" in source and date is None
         raise ConfigurationError(
             f"the tokenizer's chat template cannot be followed: {error}"
+            + ("; it may want to know the `date`, which must be given" if asks_the_clock else "")
         ) from error
     return LayoutRenderer(layout=layout)
 
@@ -157,7 +159,7 @@ class _Script(NamedTuple):
     def conversation(
         self, messages: Sequence[Message], *, is_complete: bool = False
     ) -> "_Conversation":
-        digest = hashlib.sha256(repr(messages).encode()).hexdigest()[:32]
+        digest = hashlib.sha256(repr(tuple(messages)).encode()).hexdigest()[:32]
         marking = _Marking(
             marks=Marks(key=f"q{digest}", control=self.spelled, inside_space=self.trims),
             sources=[],

@@ -30,7 +30,8 @@ class Sample:
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
         renderer: how conversations are written for the model; None is what suits it best, where
-            that is known (see `cookbook-fx models`), and chatml else.
+            that is known (see `cookbook-fx models`), and chatml else. `template` follows the
+            model's own template; package.module:function is a renderer of your own.
         max_tokens: longest answer.
         temperature: 0 always takes the likeliest token, 1 samples as the model would.
         top_p: sample from the likeliest tokens that make up this probability only.

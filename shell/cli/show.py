@@ -37,7 +37,8 @@ class Show:
     Args:
         data: a JSONL file, each line {"messages": [{"role": ..., "content": ...}, ...]}.
         renderer: how conversations are written for the model; None is what suits it best, where
-            that is known (see `cookbook-fx models`), and chatml else.
+            that is known (see `cookbook-fx models`), and chatml else. `template` follows the
+            model's own template; package.module:function is a renderer of your own.
         model: whose tokenizer is used: a known name (see `cookbook-fx models`), the id of a model
             on the Hugging Face hub, a directory, or a .gguf file.
         train_on_what: which messages are trained on: last_assistant_message, last_assistant_turn,

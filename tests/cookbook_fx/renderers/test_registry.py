@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cookbook_fx.catalog import renderer_warning
 from cookbook_fx.chat import Message
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.renderers import RENDERERS, get_renderer, register_renderer
@@ -80,6 +81,11 @@ def test_registering_changes_nothing_for_anyone_else(tokenizer):
         get_renderer("mine", tokenizer)
     with pytest.raises(ConfigurationError, match="'llama3' is taken"):
         register_renderer(renderers, "llama3", llama3)
+
+
+def test_nobody_is_warned_of_a_renderer_of_their_own():
+    assert renderer_warning("Qwen/Qwen3-8B", "llama3") is not None
+    assert renderer_warning("Qwen/Qwen3-8B", "my_formats:quiet") is None
 
 
 def test_the_table_cannot_be_changed():
