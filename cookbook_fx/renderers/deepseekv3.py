@@ -52,6 +52,7 @@ from cookbook_fx.chat import (
 from cookbook_fx.errors import DataError
 from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
 from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta, ThinkingDelta
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 _INSTRUCTING = ("system", "developer")
@@ -139,9 +140,26 @@ def _marks(codec: TextCodec) -> _Marks:
 
 def _renderer(tokenizer: Tokenizer, *, name: str, thinks: bool, keeps: bool) -> Renderer:
     codec = text_codec(tokenizer)
+    marks = _marks(codec)
     return LayoutRenderer(
-        layout=_DeepSeekV3(codec=codec, marks=_marks(codec), name=name, thinks=thinks, keeps=keeps)
+        layout=_DeepSeekV3(codec=codec, marks=marks, name=name, thinks=thinks, keeps=keeps),
+        stages=_stages(marks, thinks=thinks),
     )
+
+
+def _stages(marks: _Marks, *, thinks: bool) -> Stages:
+    text = Stage(TextDelta, frozenset((marks.think, marks.calls, marks.call)))
+    reasoning = Stage(ThinkingDelta, frozenset((marks.think_end,)))
+    # A model may open the reasoning that its prompt opened already.
+    opened = reasoning._replace(marks=frozenset((marks.think, marks.think_end)))
+    section = Stage(None, frozenset((marks.calls_end,)), holds_calls=True, ended=str.rstrip)
+    outside = Stage(None, frozenset((marks.call_end,)), ended=str.rstrip)
+    begun_by = {marks.think: reasoning, marks.calls: section, marks.call: outside}
+
+    def first(prompt: Sequence[int] | None) -> Stage:
+        return opened if (prompt[-1:] == [marks.think] if prompt else thinks) else text
+
+    return Stages(first, lambda stage, tokens: begun_by.get(tokens[-1], text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,7 @@ from cookbook_fx.chat import (
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
 from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta, ThinkingDelta
 from cookbook_fx.renderers.typescript import function_type
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
@@ -105,7 +106,9 @@ def gpt_oss(
             for before in ((), headers["assistant"])
         },
     )
-    return LayoutRenderer(layout=layout, before_prefill=layout.before_prefill)
+    return LayoutRenderer(
+        layout=layout, before_prefill=layout.before_prefill, stages=_stages(layout)
+    )
 
 
 def gpt_oss_no_sysprompt(tokenizer: Tokenizer) -> Renderer:
@@ -137,6 +140,25 @@ def _system_text(reasoning: str, current_date: date) -> str:
         "# Valid channels: analysis, commentary, final. "
         "Channel must be included for every message."
     )
+
+
+def _stages(layout: "_GptOss") -> Stages:
+    marks = layout.marks
+    bounds = frozenset((marks.start, marks.end))
+    header = Stage(None, bounds | {marks.message})
+
+    def following(stage: Stage, tokens: Sequence[int]) -> Stage:
+        if tokens[-1] != marks.message:
+            return header
+        match layout.parsed(list(tokens[tokens[0] == marks.end :])):
+            case ThinkingPart():
+                return Stage(ThinkingDelta, bounds)
+            case TextPart(text=""):
+                return Stage(TextDelta, bounds)
+            case _:
+                return Stage(None, bounds)
+
+    return Stages(lambda prompt: header, following)
 
 
 class _Marks(NamedTuple):
@@ -289,7 +311,7 @@ class _GptOss:
             return ParsedResponse(message, ParseTermination.MALFORMED)
         starts_here = (at + (tokens[at] == self.marks.end) for at in bounds if at < stops[0])
         cuts = sorted({0, stops[0], *starts_here})
-        held = [self._parsed(tokens[begin:end]) for begin, end in pairwise(cuts)]
+        held = [self.parsed(tokens[begin:end]) for begin, end in pairwise(cuts)]
         message = Message(
             role="assistant",
             content=content_of([part for part in held if isinstance(part, Part)]),
@@ -301,7 +323,7 @@ class _GptOss:
             message, ParseTermination.STOP_SEQUENCE if is_clean else ParseTermination.MALFORMED
         )
 
-    def _parsed(self, span: list[int]) -> Part | ToolCall | UnparsedToolCall:
+    def parsed(self, span: list[int]) -> Part | ToolCall | UnparsedToolCall:
         """What one message is, its marks with it; the text it is if not as the format has it."""
         marks, decode = self.marks, self.codec.decode
         at = span.index(marks.message) if marks.message in span else len(span)

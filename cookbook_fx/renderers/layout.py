@@ -1,7 +1,8 @@
 """From a family's headers and outputs to sequences and weights: the part all formats share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,13 +10,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cookbook_fx.chat import ROLES, ImagePart, Message
-from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
 from cookbook_fx.renderers.renderer import (
     ParsedResponse,
     ParseTermination,
+    Renderer,
     SupervisedExample,
     TrainOnWhat,
 )
+from cookbook_fx.renderers.streaming import TEXT_ALONE, Stages, StreamingParser
 from cookbook_fx.tokens import StopSequences, TextCodec
 
 _LAST_RESPONSE = (TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN)
@@ -89,10 +92,12 @@ class LayoutRenderer:
     Args:
         before_prefill: what stands between a role's header and a prefill of these tokens, in
             formats whose header alone lets nobody speak yet.
+        stages: what responses are made of, as they arrive.
     """
 
     layout: Layout
     before_prefill: Callable[[str, Sequence[int]], Sequence[int]] = _nothing
+    stages: Stages = TEXT_ALONE
 
     @property
     def name(self) -> str:
@@ -135,6 +140,26 @@ class LayoutRenderer:
             if trained
         )
 
+    def encoded_ahead(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> Renderer:
+        texts: list[str] = []
+
+        def noted(text: str) -> list[int]:
+            texts.append(text)
+            return []
+
+        noting = replace(self, layout=_encoding_by(noted, self.layout))
+        if noting.layout is self.layout:
+            return self
+        for messages in conversations:
+            with suppress(CookbookError):
+                noting.build_supervised_examples(messages, train_on_what)
+        ids = self.layout.codec.encode_batch(texts)
+        return replace(self, layout=_encoding_by(ids.get, self.layout))
+
     def build_generation_prompt(
         self, messages: Sequence[Message], role: str = "assistant", prefill: str | None = None
     ) -> Int[np.ndarray, " token"]:
@@ -154,6 +179,30 @@ class LayoutRenderer:
         return self.layout.parse(
             tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
         )
+
+    def streaming_parser(
+        self, prompt: Sequence[int] | Int[np.ndarray, " token"] | None = None
+    ) -> StreamingParser:
+        return StreamingParser(
+            parse=self.layout.parse,
+            codec=self.layout.codec,
+            stops=self.layout.stop_sequences,
+            stages=self.stages,
+            prompt=prompt.tolist() if isinstance(prompt, np.ndarray) else prompt,
+        )
+
+
+def _encoding_by(ahead: Callable[[str], list[int] | None], layout: Layout) -> Layout:
+    """The layout with all of its own codecs asking `ahead` first; itself if it has none."""
+    if not is_dataclass(layout) or isinstance(layout, type):
+        return layout
+    held = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    codecs = {
+        name: value.encoding_by(ahead)
+        for name, value in held.items()
+        if isinstance(value, TextCodec)
+    }
+    return replace(layout, **codecs) if codecs else layout
 
 
 def _check_messages(messages: Sequence[Message], train_on_what: TrainOnWhat) -> None:

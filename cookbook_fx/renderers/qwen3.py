@@ -48,6 +48,7 @@ from cookbook_fx.chat import (
 from cookbook_fx.errors import DataError
 from cookbook_fx.renderers.layout import LayoutRenderer, Piece
 from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta, ThinkingDelta
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 
@@ -136,8 +137,34 @@ def _renderer(
             frames=frames,
             keeps_thinking=keeps_thinking,
             disables_thinking=disables_thinking,
-        )
+        ),
+        stages=_stages(ids, frames=frames),
     )
+
+
+def _stages(ids: _Ids, *, frames: bool) -> Stages:
+    """`frames`: as in `_Qwen3`."""
+    lines = "\n" if frames else ""
+    text = Stage(TextDelta, frozenset((ids.think, ids.call)))
+    answer = text._replace(
+        begun=lambda said: said.lstrip(lines), ended=lambda thinking: thinking.rstrip(lines)
+    )
+    reasoning = Stage(
+        ThinkingDelta, frozenset((ids.end_think,)), begun=lambda said: said.lstrip(lines)
+    )
+    call = Stage(
+        None,
+        frozenset((ids.end_call,)),
+        holds_calls=True,
+        ended=lambda said: said.removesuffix("\n"),
+    )
+    begun_by = {ids.think: reasoning, ids.end_think: answer, ids.call: call, ids.end_call: text}
+
+    def first(prompt: Sequence[int] | None) -> Stage:
+        tags = [token for token in prompt or () if token in (ids.think, ids.end_think)]
+        return reasoning if frames and tags[-1:] == [ids.think] else text
+
+    return Stages(first, lambda stage, tokens: begun_by[tokens[-1]])
 
 
 class _Block(Enum):

@@ -14,6 +14,7 @@ from itertools import pairwise
 from cookbook_fx.chat import ROLES, Message
 from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
 from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 _STOP = "\n\nUser:"
@@ -29,8 +30,18 @@ def role_colon(tokenizer: Tokenizer) -> Renderer:
             headers={role: tuple(codec.encode(f"{role.capitalize()}:")) for role in ROLES},
             start=() if bos is None else (bos,),
             eos=tokenizer.eos_token_id,
-        )
+        ),
+        stages=_stages(tokenizer.eos_token_id),
     )
+
+
+def _stages(eos: int | None) -> Stages:
+    # Where EOS is the last token it ends the response, and else it is text like any other.
+    ends = frozenset(() if eos is None else (eos,))
+    text = Stage(TextDelta, ends, begun=lambda said: said.removeprefix(" "))
+    # What is held back may be the blank line at the end, which is not said.
+    rest = Stage(None, ended=lambda said: "")
+    return Stages(lambda prompt: text, lambda stage, tokens: rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
