@@ -1,24 +1,20 @@
-"""What is said by whom, and the dictionaries people write it down as."""
+"""What is said by whom."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from cookbook_fx.chat.parts import (
+    Part,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolSpec,
+    UnparsedToolCall,
+    check_unicode,
+)
 from cookbook_fx.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-# Keys that carry something a model would read or learn; dropping one would change the
-# conversation without a word. Any other extra key is taken for the file's own bookkeeping.
-_UNSUPPORTED_KEYS = (
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    "name",
-    "thinking",
-    "reasoning",
-    "reasoning_content",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,104 +24,97 @@ class Message:
     Args:
         role: who speaks, one of `ROLES`. Renderers write it into a header, so no other text
             is let in.
-        content: what is said.
+        content: what is said: text, or parts in the order they were produced.
+        tool_calls: the assistant's calls, after what is said.
+        unparsed_tool_calls: what the assistant wrote that looks like a call and is none.
+        tool_call_id: the call that a tool's message answers.
+        name: the tool whose message this is.
+        tools: what the model is told it may call; the system's or developer's to say.
         trainable: whether to train on it, for `TrainOnWhat.CUSTOMIZED` alone; None is unsaid.
 
     Raises:
-        DataError: the role is not one of `ROLES`, or the content is not Unicode text.
+        DataError: the role is not one of `ROLES`, the content is not Unicode text, or the role is
+            not the one to say what is said: only the assistant reasons and calls tools, only a
+            tool has a tool's name and answers a call, only system and developer declare tools.
 
     Example:
         >>> Message(role="user", content="Good morning.").role
         'user'
+        >>> reply = Message(role="assistant", content=(
+        ...     ThinkingPart(thinking="Be polite."), TextPart(text="Good morning.")))
+        >>> reply.text, reply.thinking
+        ('Good morning.', 'Be polite.')
     """
 
     role: str
-    content: str
+    content: str | tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    unparsed_tool_calls: tuple[UnparsedToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
     trainable: bool | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"a role must be one of {', '.join(ROLES)}; got {self.role!r}")
-        if not _is_unicode(self.content):
-            raise DataError(f"the content is not Unicode text: {_shown(self.content)}")
+        if isinstance(self.content, str):
+            check_unicode(self.content, "the content")
+        for said in (self.name, self.tool_call_id):
+            check_unicode(said or "", "the tool's name or call")
+        has_calls = bool(self.tool_calls or self.unparsed_tool_calls)
+        if self.role != "assistant" and (has_calls or self.thinking):
+            raise DataError(f"only the assistant reasons and calls tools, got a {self.role}'s")
+        if self.role != "tool" and (self.name is not None or self.tool_call_id is not None):
+            raise DataError(
+                f"only a tool's message has a `name` or `tool_call_id`, got a {self.role}'s"
+            )
+        if self.role not in ("system", "developer") and self.tools:
+            raise DataError(f"only system and developer declare tools, got a {self.role}'s")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The content as parts, whichever way it was given; none for an empty text."""
+        if isinstance(self.content, str):
+            return (TextPart(text=self.content),) if self.content else ()
+        return self.content
+
+    @property
+    def text(self) -> str:
+        """What is said, reasoning and images left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def thinking(self) -> str:
+        """The reasoning, what is said left out."""
+        if isinstance(self.content, str):
+            return ""
+        return "".join(part.thinking for part in self.content if isinstance(part, ThinkingPart))
 
 
 Conversation = tuple[Message, ...]
 
 
-def conversation_from_dict(row: Mapping[str, Any]) -> Conversation:
-    """Read one record of a conversation file.
+def content_of(parts: Sequence[Part]) -> str | tuple[Part, ...]:
+    """The shortest content that holds these parts: a string where they are text alone.
 
-    Args:
-        row: `{"messages": [{"role": ..., "content": ..., "trainable": ...}, ...]}`. `trainable`
-            may be absent or null. Other keys are ignored, except those that hold a part of the
-            conversation, such as `tool_calls`: these must be absent, null or empty.
-
-    Raises:
-        DataError: there are no messages, or one of them cannot be used as it is; the text says
-            which, counting from 0.
+    Empty parts say nothing and are left out; neighboring texts become one.
 
     Example:
-        >>> conversation_from_dict({"messages": [{"role": "user", "content": "Hi"}]})
-        (Message(role='user', content='Hi', trainable=None),)
+        >>> content_of([TextPart(text="Good "), TextPart(text="morning.")])
+        'Good morning.'
     """
-    messages = row.get("messages")
-    if not isinstance(messages, list | tuple):
-        raise DataError(
-            'a conversation must be {"messages": [{"role": ..., "content": ...}, ...]}; '
-            f"got {_shown(messages)} under messages"
-        )
-    if not messages:
-        raise DataError("a conversation needs at least one message, got an empty list")
-    return tuple(_message_from_dict(message, index) for index, message in enumerate(messages))
-
-
-def message_to_dict(message: Message) -> dict[str, Any]:
-    """The dictionary `conversation_from_dict` reads back; `trainable` only where it is said.
-
-    Example:
-        >>> message_to_dict(Message(role="user", content="Hi"))
-        {'role': 'user', 'content': 'Hi'}
-    """
-    said = {} if message.trainable is None else {"trainable": message.trainable}
-    return {"role": message.role, "content": message.content} | said
-
-
-def _message_from_dict(message: Any, index: int) -> Message:
-    if not isinstance(message, Mapping):
-        raise DataError(
-            f'message {index}: must be {{"role": ..., "content": ...}}, got {_shown(message)}'
-        )
-    role, content, trainable = (message.get(key) for key in ("role", "content", "trainable"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise DataError(
-            f"message {index}: `role` must be one of {', '.join(ROLES)}; got {_shown(role)}"
-        )
-    if not isinstance(content, str):
-        raise DataError(f"message {index}: `content` must be a string, got {_shown(content)}")
-    if not _is_unicode(content):
-        raise DataError(f"message {index}: `content` is not Unicode text: {_shown(content)}")
-    if trainable is not None and not isinstance(trainable, bool):
-        raise DataError(
-            f"message {index}: `trainable` must be true, false or null, got {_shown(trainable)}"
-        )
-    for key in _UNSUPPORTED_KEYS:
-        if message.get(key):
-            raise DataError(
-                f"message {index}: `{key}` cannot be rendered; remove it or write it into `content`"
-            )
-    return Message(role=role, content=content, trainable=trainable)
-
-
-def _is_unicode(text: str) -> bool:
-    # JSON and the command line can bring in half a surrogate pair; no tokenizer reads one.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    kept: list[Part] = []
+    for part in parts:
+        match part:
+            case TextPart(text="") | ThinkingPart(thinking=""):
+                continue
+            case TextPart(text=text) if kept and isinstance(kept[-1], TextPart):
+                kept[-1] = TextPart(text=kept[-1].text + text)
+            case _:
+                kept.append(part)
+    if all(isinstance(part, TextPart) for part in kept):
+        return "".join(part.text for part in kept if isinstance(part, TextPart))
+    return tuple(kept)

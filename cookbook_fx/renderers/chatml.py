@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from cookbook_fx.chat import ROLES, Message
 from cookbook_fx.errors import ConfigurationError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece
-from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text, until_end
+from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 
@@ -74,7 +74,7 @@ class _ChatML:
             Piece(
                 message,
                 self.headers[message.role],
-                [*self.codec.encode(message.content), self.end],
+                [*self.codec.encode(only_text(message, self.name)), self.end],
                 self.newline,
             )
             for message in messages
@@ -82,16 +82,13 @@ class _ChatML:
         has_system = bool(messages) and messages[0].role == "system"
         return pieces if has_system or self.opening is None else [self.opening, *pieces]
 
-    def header(self, role: str, *, is_first: bool) -> Sequence[int]:
+    def generation_header(self, role: str, messages: Sequence[Message]) -> Sequence[int]:
         return self.headers[role]
 
     def parse(self, tokens: list[int]) -> ParsedResponse:
-        stops = tokens.count(self.end)
-        said = tokens[: tokens.index(self.end)] if stops else tokens
-        return ParsedResponse(
-            Message(role="assistant", content=self.codec.decode(said)),
-            ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED,
-        )
+        said, termination = until_end(tokens, self.end)
+        message = Message(role="assistant", content=self.codec.decode(said))
+        return ParsedResponse(message, termination)
 
 
 def _default_system(tokenizer: Tokenizer) -> str | None:

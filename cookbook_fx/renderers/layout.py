@@ -1,30 +1,45 @@
 """From a family's headers and outputs to sequences and weights: the part all formats share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from cookbook_fx.chat import ROLES, Message
-from cookbook_fx.errors import ConfigurationError, DataError
-from cookbook_fx.renderers.renderer import ParsedResponse, SupervisedExample, TrainOnWhat
+from cookbook_fx.chat import ROLES, ImagePart, Message
+from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
+from cookbook_fx.renderers.renderer import (
+    ParsedResponse,
+    ParseTermination,
+    Renderer,
+    SupervisedExample,
+    TrainOnWhat,
+)
+from cookbook_fx.renderers.streaming import TEXT_ALONE, Stages, StreamingParser
 from cookbook_fx.tokens import StopSequences, TextCodec
+
+_LAST_RESPONSE = (TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN)
 
 
 class Piece(NamedTuple):
     """One message in tokens: `header + output + trailer`.
 
     `output` is what the speaker says, its end token included; the rest is written by whoever
-    keeps the conversation, and trained on only with ALL_TOKENS.
+    keeps the conversation, and trained on only with ALL_TOKENS. The first `supplied` tokens of
+    the output stand in the generation prompt already, such as an opening `<think>`; the options
+    that train on the last response leave them out. Where no prompt leads to the output,
+    `unproducible` says why and what to do, and those options refuse it.
     """
 
     message: Message
     header: Sequence[int]
     output: Sequence[int]
     trailer: Sequence[int] = ()
+    supplied: int = 0
+    unproducible: str | None = None
 
     @property
     def length(self) -> int:
@@ -60,17 +75,29 @@ class Layout(Protocol):
         `is_complete` tells a conversation to train on from one that will go on.
         """
 
-    def header(self, role: str, *, is_first: bool) -> Sequence[int]:
-        """What stands before a message of this role."""
+    def generation_header(self, role: str, messages: Sequence[Message]) -> Sequence[int]:
+        """What a generation prompt ends with after these messages: whose turn it is to speak."""
 
     def parse(self, tokens: list[int]) -> ParsedResponse: ...
 
 
+def _nothing(role: str, prefill: Sequence[int]) -> Sequence[int]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutRenderer:
-    """The `Renderer` of a `Layout`."""
+    """The `Renderer` of a `Layout`.
+
+    Args:
+        before_prefill: what stands between a role's header and a prefill of these tokens, in
+            formats whose header alone lets nobody speak yet.
+        stages: what responses are made of, as they arrive.
+    """
 
     layout: Layout
+    before_prefill: Callable[[str, Sequence[int]], Sequence[int]] = _nothing
+    stages: Stages = TEXT_ALONE
 
     @property
     def name(self) -> str:
@@ -113,14 +140,36 @@ class LayoutRenderer:
             if trained
         )
 
+    def encoded_ahead(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> Renderer:
+        texts: list[str] = []
+
+        def noted(text: str) -> list[int]:
+            texts.append(text)
+            return []
+
+        noting = replace(self, layout=_encoding_by(noted, self.layout))
+        if noting.layout is self.layout:
+            return self
+        for messages in conversations:
+            with suppress(CookbookError):
+                noting.build_supervised_examples(messages, train_on_what)
+        ids = self.layout.codec.encode_batch(texts)
+        return replace(self, layout=_encoding_by(ids.get, self.layout))
+
     def build_generation_prompt(
         self, messages: Sequence[Message], role: str = "assistant", prefill: str | None = None
     ) -> Int[np.ndarray, " token"]:
         if role not in ROLES:
             raise ConfigurationError(f"`role` must be one of {', '.join(ROLES)}; got {role!r}")
         pieces = self.layout.pieces(messages, is_complete=False)
-        header = self.layout.header(role, is_first=not pieces)
+        header = self.layout.generation_header(role, messages)
         opening = self.layout.codec.encode_trusted(prefill) if prefill else []
+        if opening:
+            opening = [*self.before_prefill(role, opening), *opening]
         return _concatenated(self.layout.start, pieces, [*header, *opening])
 
     def get_stop_sequences(self) -> StopSequences:
@@ -130,6 +179,30 @@ class LayoutRenderer:
         return self.layout.parse(
             tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
         )
+
+    def streaming_parser(
+        self, prompt: Sequence[int] | Int[np.ndarray, " token"] | None = None
+    ) -> StreamingParser:
+        return StreamingParser(
+            parse=self.layout.parse,
+            codec=self.layout.codec,
+            stops=self.layout.stop_sequences,
+            stages=self.stages,
+            prompt=prompt.tolist() if isinstance(prompt, np.ndarray) else prompt,
+        )
+
+
+def _encoding_by(ahead: Callable[[str], list[int] | None], layout: Layout) -> Layout:
+    """The layout with all of its own codecs asking `ahead` first; itself if it has none."""
+    if not is_dataclass(layout) or isinstance(layout, type):
+        return layout
+    held = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    codecs = {
+        name: value.encoding_by(ahead)
+        for name, value in held.items()
+        if isinstance(value, TextCodec)
+    }
+    return replace(layout, **codecs) if codecs else layout
 
 
 def _check_messages(messages: Sequence[Message], train_on_what: TrainOnWhat) -> None:
@@ -185,9 +258,41 @@ def _weights(
         weights[start:] = 1
         return weights
     trained = _trained([piece.message for piece in pieces], train_on_what)
+    is_last_only = train_on_what in _LAST_RESPONSE
     for piece, is_trained in zip(pieces, trained, strict=True):
+        if is_trained and is_last_only and piece.unproducible:
+            raise DataError(piece.unproducible)
         if is_trained:
             output = start + len(piece.header)
-            weights[output : output + len(piece.output)] = 1
+            said = output + piece.supplied * is_last_only
+            weights[said : output + len(piece.output)] = 1
         start += piece.length
     return weights
+
+
+def only_text(message: Message, format_name: str) -> str:
+    """What a message says, in a format that has nothing but text.
+
+    Raises:
+        DataError: the message holds something the format cannot write.
+    """
+    beyond_text = {
+        "reasoning": message.thinking,
+        "images": any(isinstance(part, ImagePart) for part in message.parts),
+        "tool calls": message.tool_calls or message.unparsed_tool_calls,
+        "tool declarations": message.tools,
+    }
+    for what, held in beyond_text.items():
+        if held:
+            raise DataError(
+                f"{format_name} has no way to write {what}; remove it from the {message.role}'s "
+                "message, write it into the text, or choose another renderer"
+            )
+    return message.text
+
+
+def until_end(tokens: Sequence[int], end: int) -> tuple[list[int], ParseTermination]:
+    """What was said before the end token, and whether it ended there once, as it should."""
+    stops = tokens.count(end)
+    said = list(tokens[: tokens.index(end)]) if stops else list(tokens)
+    return said, ParseTermination.STOP_SEQUENCE if stops == 1 else ParseTermination.MALFORMED

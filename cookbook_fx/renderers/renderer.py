@@ -8,6 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cookbook_fx.chat import Message
+from cookbook_fx.renderers.response import ParsedResponse as ParsedResponse
+from cookbook_fx.renderers.response import ParseTermination as ParseTermination
+from cookbook_fx.renderers.streaming import StreamingParser
 from cookbook_fx.tokens import StopSequences
 
 
@@ -34,41 +37,11 @@ class TrainOnWhat(StrEnum):
     CUSTOMIZED = "customized"
 
 
-class ParseTermination(StrEnum):
-    """How a sampled response ended.
-
-    STOP_SEQUENCE: at the format's own stop, once.
-    EOS: at the end-of-sequence token, where the format's own stop is another.
-    MALFORMED: at neither, or at several stops: cut off, or not as the format has it.
-    """
-
-    STOP_SEQUENCE = "stop_sequence"
-    EOS = "eos"
-    MALFORMED = "malformed"
-
-    @property
-    def is_clean(self) -> bool:
-        """The response ended where a response should."""
-        return self is not ParseTermination.MALFORMED
-
-    @property
-    def is_stop_sequence(self) -> bool:
-        """The response ended at the format's own stop."""
-        return self is ParseTermination.STOP_SEQUENCE
-
-
 class SupervisedExample(NamedTuple):
     """A rendered conversation; `weights[i]` is the loss weight of predicting `tokens[i]`."""
 
     tokens: Int[np.ndarray, " token"]
     weights: Float[np.ndarray, " token"]
-
-
-class ParsedResponse(NamedTuple):
-    """A sampled response as a message. Malformed ones hold the text as far as it can be told."""
-
-    message: Message
-    termination: ParseTermination
 
 
 @runtime_checkable
@@ -118,6 +91,17 @@ class Renderer(Protocol):
                 on more than assistant messages.
         """
 
+    def encoded_ahead(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> "Renderer":
+        """The same renderer with the texts of these conversations encoded, all in one go.
+
+        For `build_supervised_batch`, and for whoever renders many conversations one by one. What
+        cannot be rendered is passed over; it is refused when its turn comes.
+        """
+
     def build_generation_prompt(
         self, messages: Sequence[Message], role: str = "assistant", prefill: str | None = None
     ) -> Int[np.ndarray, " token"]:
@@ -135,3 +119,13 @@ class Renderer(Protocol):
 
     def parse_response(self, tokens: Sequence[int] | Int[np.ndarray, " token"]) -> ParsedResponse:
         """The assistant message that sampled tokens, stop included, stand for."""
+
+    def streaming_parser(
+        self, prompt: Sequence[int] | Int[np.ndarray, " token"] | None = None
+    ) -> StreamingParser:
+        """A parser of responses whose tokens arrive a few at a time.
+
+        Args:
+            prompt: what the response is sampled after, which tells whether reasoning has begun in
+                it. Without one, a response begins as the format's own prompts let it.
+        """

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from cookbook_fx.chat import ROLES, Message
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
 from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 _STOP = "\n\nUser:"
@@ -29,8 +30,18 @@ def role_colon(tokenizer: Tokenizer) -> Renderer:
             headers={role: tuple(codec.encode(f"{role.capitalize()}:")) for role in ROLES},
             start=() if bos is None else (bos,),
             eos=tokenizer.eos_token_id,
-        )
+        ),
+        stages=_stages(tokenizer.eos_token_id),
     )
+
+
+def _stages(eos: int | None) -> Stages:
+    # Where EOS is the last token it ends the response, and else it is text like any other.
+    ends = frozenset(() if eos is None else (eos,))
+    text = Stage(TextDelta, ends, begun=lambda said: said.removeprefix(" "))
+    # What is held back may be the blank line at the end, which is not said.
+    rest = Stage(None, ended=lambda said: "")
+    return Stages(lambda prompt: text, lambda stage, tokens: rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +66,11 @@ class _RoleColon:
 
     def pieces(self, messages: Sequence[Message], *, is_complete: bool) -> list[Piece]:
         pieces = [
-            Piece(message, self.headers[message.role], self.codec.encode(f" {message.content}\n\n"))
+            Piece(
+                message,
+                self.headers[message.role],
+                self.codec.encode(f" {only_text(message, self.name)}\n\n"),
+            )
             for message in messages
         ]
         if is_complete and pieces:
@@ -63,7 +78,7 @@ class _RoleColon:
             pieces[-1] = final._replace(output=[*final.output, *self.headers["user"]])
         return pieces
 
-    def header(self, role: str, *, is_first: bool) -> Sequence[int]:
+    def generation_header(self, role: str, messages: Sequence[Message]) -> Sequence[int]:
         return self.headers[role]
 
     def parse(self, tokens: list[int]) -> ParsedResponse:

@@ -1,7 +1,8 @@
 """Text to ids such that text can never act as structure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tokenizers
@@ -23,14 +24,65 @@ class TextCodec:
     Args:
         plain: the model's tokenizer without its control tokens.
         complete: the tokenizer with all of them.
+        soft: control tokens that `encode` knows all the same, and their ids; see `knowing`.
+        spelled: the bytes each token id stands for, where the tokens of a text stand for its bytes
+            one after the other; None where what a token stands for depends on the others.
+        ahead: what text is looked up in before it is encoded; see `encoding_by`.
     """
 
     plain: tokenizers.Tokenizer = field(repr=False)
     complete: tokenizers.Tokenizer = field(repr=False)
+    soft: Mapping[str, int] = field(default_factory=dict)
+    spelled: Mapping[int, bytes] | None = field(default=None, repr=False)
+    ahead: Callable[[str], list[int] | None] | None = field(default=None, repr=False)
+    _soft_spelled: re.Pattern[str] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # A token that begins as another does must be looked for first.
+        longest_first = sorted(self.soft, key=len, reverse=True)
+        pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.soft else None
+        object.__setattr__(self, "_soft_spelled", pattern)
+
+    def knowing(self, *tokens: str) -> "TextCodec":
+        """A codec whose `encode` takes these control tokens for what they are, and no others.
+
+        For text in which a model writes its own marks, such as `<think>`; never for text that
+        comes from elsewhere. It shares its tokenizers with this codec, and costs next to nothing.
+
+        Raises:
+            ModelError: the model has no such token.
+        """
+        return replace(self, soft={token: self.control(token) for token in tokens})
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, none of them a control token's."""
-        return self.plain.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, none of them a control token's but the soft ones'."""
+        if self._soft_spelled is None:
+            return self._plain_ids(text)
+        ids: list[int] = []
+        # Split by a group, every second piece is a token.
+        for index, piece in enumerate(self._soft_spelled.split(text)):
+            if index % 2:
+                ids.append(self.soft[piece])
+            elif piece:
+                ids += self._plain_ids(piece)
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        known = self.ahead(text) if self.ahead is not None else None
+        return self.plain.encode(text, add_special_tokens=False).ids if known is None else known
+
+    def encode_batch(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Token ids of many texts at once, as `encode` finds them where no token is soft.
+
+        Takes as many threads as TOKENIZERS_PARALLELISM and RAYON_NUM_THREADS allow.
+        """
+        distinct = list(dict.fromkeys(texts))
+        encodings = self.plain.encode_batch_fast(distinct, add_special_tokens=False)
+        return {text: each.ids for text, each in zip(distinct, encodings, strict=True)}
+
+    def encoding_by(self, ahead: Callable[[str], list[int] | None]) -> "TextCodec":
+        """A codec that asks `ahead` for the ids of plain text; None there leaves it to this one."""
+        return replace(self, ahead=ahead)
 
     def encode_trusted(self, text: str) -> list[int]:
         """Token ids of `text`, in which control tokens may be spelled out."""
@@ -38,7 +90,9 @@ class TextCodec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids, control tokens spelled out and nothing tidied."""
-        return self.complete.decode(token_ids, skip_special_tokens=False)
+        if self.spelled is None:
+            return self.complete.decode(token_ids, skip_special_tokens=False)
+        return b"".join(map(self.spelled.__getitem__, token_ids)).decode(errors="replace")
 
     def control(self, token: str) -> int:
         """The id of one control token; ModelError if the model has no such token."""
@@ -74,7 +128,39 @@ def text_codec(tokenizer: Tokenizer) -> TextCodec:
                 f"token {index} {token.content!r} cannot be told apart from text in this "
                 "tokenizer, so rendering would not be safe; report the model"
             )
-    return TextCodec(plain=plain, complete=complete)
+    is_byte_level = isinstance(complete.decoder, tokenizers.decoders.ByteLevel)
+    spelled = _Spelled(complete) if is_byte_level else None
+    return TextCodec(plain=plain, complete=complete, spelled=spelled)
+
+
+# The letters of byte-level vocabularies: of the printable bytes their own, of the others the
+# next ones of Unicode.
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+_BYTE_OF_LETTER = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + index): byte for index, byte in enumerate(_OTHERS)
+}
+
+
+class _Spelled(dict[int, bytes]):
+    """Bytes of the tokens of a byte-level vocabulary, each found when it is first asked for."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id)
+        spelled = b"" if token is None else _token_bytes(token)
+        self[token_id] = spelled
+        return spelled
+
+
+def _token_bytes(token: str) -> bytes:
+    try:
+        return bytes(map(_BYTE_OF_LETTER.__getitem__, token))
+    except KeyError:
+        # Some added tokens are spelled in other letters; as the decoder does, all or none.
+        return token.encode()
 
 
 def byte_lengths(tokenizer: Tokenizer) -> Int[np.ndarray, " vocab"]:

@@ -42,7 +42,13 @@ class Tokenizer(Protocol):
     def convert_tokens_to_ids(self, tokens: str) -> int | None:
         """The id of one token, or the unknown token's id or None where there is none."""
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool) -> Any:
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        """Texts of the tokens with a name, such as `bos_token`; templates may ask for them."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, **variables: Any
+    ) -> Any:
         """The conversation as the model's own template writes it."""
 
     def __len__(self) -> int:

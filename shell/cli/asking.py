@@ -49,6 +49,6 @@ async def answers(
     )
     parsed = [renderer.parse_response(sample.tokens) for sample in await sampler.sample(request)]
     return tuple(
-        response.message.content + ("" if response.termination.is_clean else " …")
+        response.message.text + ("" if response.termination.is_clean else " …")
         for response in parsed
     )

@@ -13,10 +13,12 @@ from shell.cli.models import Models
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
 from shell.cli.sft import SFT
+from shell.cli.show import Show
 
 Command = (
     Annotated[SFT, tyro.conf.subcommand("sft")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Models, tyro.conf.subcommand("models")]
 )

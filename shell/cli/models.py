@@ -13,18 +13,23 @@ class Models:
 
     def run(self) -> int:
         """Prints a table."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Column, Table
 
-        from shell.hub import known_models
+        from shell.hub import known_models, recommended_renderer
 
         # A name is there to be copied: it may take two lines, but is never cut short.
-        table = Table(Column("model", overflow="fold"), "here", "size", "usable", "source")
+        columns = ("here", "size", "renderer", "usable", "source")
+        table = Table(
+            Column("model", overflow="fold"), *columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         for model in known_models():
             table.add_row(
                 model.name,
                 "yes" if model.cached else "fetched when used",
                 f"{model.size_bytes / 1e6:.0f} MB",
+                recommended_renderer(model.name),
                 "yes" if model.usable else f"no: {model.problem}",
                 model.source,
             )

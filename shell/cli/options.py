@@ -13,6 +13,16 @@ from cookbook_fx.errors import ConfigurationError
 BaseURL = Annotated[str | None, tyro.conf.arg(metavar="URL")]
 
 
+def warn_of_renderer(renderer: str, *, model: str, say: Callable[[str], None]) -> None:
+    """Says so if a renderer is known to be made for other models than this one."""
+    from cookbook_fx.catalog import renderer_warning
+    from shell.hub import canonical_name
+
+    warning = renderer_warning(canonical_name(model), renderer)
+    if warning is not None:
+        say(f"Warning: {warning}.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where an engine is and what opens it; None is the SDK's own default."""

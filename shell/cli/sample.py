@@ -29,7 +29,9 @@ class Sample:
         checkpoint: a tinker:// path printed by `cookbook-fx sft`; None asks the base model.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
-        renderer: how conversations are written for the model: chatml or role_colon.
+        renderer: how conversations are written for the model; None is what suits it best, where
+            that is known (see `cookbook-fx models`), and chatml else. `template` follows the
+            model's own template; package.module:function is a renderer of your own.
         max_tokens: longest answer.
         temperature: 0 always takes the likeliest token, 1 samples as the model would.
         top_p: sample from the likeliest tokens that make up this probability only.
@@ -41,7 +43,7 @@ class Sample:
     model: str | None = None
     checkpoint: str | None = None
     base_url: BaseURL = None
-    renderer: str = "chatml"
+    renderer: str | None = None
     max_tokens: int = 200
     temperature: float = 0.0
     top_p: float = 1.0
@@ -74,8 +76,10 @@ class Sample:
     async def _answers(self, address: "Address", model: str) -> tuple[str, ...]:
         from cookbook_fx.renderers import get_renderer
         from shell.cli.asking import Manner, answers
+        from shell.cli.options import warn_of_renderer
         from shell.clients import connect
-        from shell.hub import load_tokenizer, resolve_model
+        from shell.hub import load_tokenizer, recommended_renderer, resolve_model
+        from shell.hub.models import say_on_standard_error
 
         manner = Manner(
             max_tokens=self.max_tokens,
@@ -87,8 +91,9 @@ class Sample:
         async with connect(base_url=address.base_url, api_key=address.api_key) as service:
             base_model = model if self.checkpoint is None else None
             sampler = await service.sampler(base_model=base_model, path=self.checkpoint)
-            source = await asyncio.to_thread(
-                resolve_model, self.model or sampler.base_model, with_weights=False
-            )
-            renderer = get_renderer(self.renderer, load_tokenizer(source.directory))
+            asked = self.model or sampler.base_model
+            source = await asyncio.to_thread(resolve_model, asked, with_weights=False)
+            name = self.renderer or recommended_renderer(asked)
+            renderer = get_renderer(name, load_tokenizer(source.directory))
+            warn_of_renderer(name, model=asked, say=say_on_standard_error)
             return await answers(sampler, self.question, renderer=renderer, manner=manner)

@@ -106,16 +106,19 @@ def _load(command: SFT, console: "Console") -> "tuple[LoadedData, Renderer]":
     """Finds the model's tokenizer and makes the conversations ready, saying what is done."""
     from cookbook_fx.renderers import get_renderer
     from shell.cli.asking import question_prompt
+    from shell.cli.options import warn_of_renderer
     from shell.hub import load_tokenizer, resolve_model
     from shell.hub.weights import context_length
-    from shell.recipes.chat_sft import account, load_data
+    from shell.recipes.chat_sft import account, chosen_renderer, load_data
 
     source = resolve_model(
         command.model.model, say=console.print, with_weights=command.base_url is None
     )
     console.print(f"Model: {source.name}, in {source.directory}")
     tokenizer = load_tokenizer(source.directory)
-    renderer = get_renderer(command.model.renderer, tokenizer)
+    name = chosen_renderer(command.model)
+    renderer = get_renderer(name, tokenizer)
+    warn_of_renderer(name, model=command.model.model, say=console.print)
     context = context_length(source.directory)
     asked = len(question_prompt(command.question, renderer))
     if context is not None and asked >= context:

@@ -19,23 +19,35 @@ if TYPE_CHECKING:
     from shell.hub.models import DEFAULT_MODEL as DEFAULT_MODEL
     from shell.hub.models import ModelSource as ModelSource
     from shell.hub.models import canonical_name as canonical_name
+    from shell.hub.models import recommended_renderer as recommended_renderer
     from shell.hub.models import resolve_model as resolve_model
+    from shell.hub.shapes import read_shapes as read_shapes
+    from shell.hub.tokenizers import NO_TOKENIZERS as NO_TOKENIZERS
+    from shell.hub.tokenizers import TokenizerFactory as TokenizerFactory
     from shell.hub.tokenizers import end_tokens as end_tokens
+    from shell.hub.tokenizers import get_tokenizer as get_tokenizer
     from shell.hub.tokenizers import load_tokenizer as load_tokenizer
+    from shell.hub.tokenizers import register_tokenizer as register_tokenizer
     from shell.hub.weights import load_weights as load_weights
 
 _FILE_OF = {
     "DEFAULT_MODEL": "models",
     "KnownModel": "known",
     "ModelSource": "models",
+    "NO_TOKENIZERS": "tokenizers",
+    "TokenizerFactory": "tokenizers",
     "canonical_name": "models",
     "conversations_from_dataset": "datasets",
     "end_tokens": "tokenizers",
+    "get_tokenizer": "tokenizers",
     "known_models": "known",
     "load_tokenizer": "tokenizers",
     "load_weights": "weights",
     "open_dataset": "datasets",
     "read_conversations": "conversations",
+    "read_shapes": "shapes",
+    "recommended_renderer": "models",
+    "register_tokenizer": "tokenizers",
     "resolve_model": "models",
     "stream_conversations": "datasets",
 }

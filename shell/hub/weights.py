@@ -42,13 +42,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     """
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{index} has no weight_map, so the model's shards are unknown")
-        names = list(weight_map.values())
-        if not all(isinstance(name, str) for name in names):
-            raise ModelError(f"{index} is damaged: a shard's name must be text; download it again")
-        files = tuple(directory / name for name in sorted(set(names)))
+        names = shard_names(_read_json(index), source=str(index))
+        files = tuple(directory / name for name in names)
     else:
         files = (directory / "model.safetensors",)
     for file in files:
@@ -58,6 +53,21 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
                 "(weights must be safetensors; .bin files are not read)."
             )
     return files
+
+
+def shard_names(index: Mapping[str, Any], *, source: str) -> tuple[str, ...]:
+    """The files that a `model.safetensors.index.json` (already parsed) names, in order.
+
+    Raises:
+        ModelError: it names none, or no text; with `source`, where it came from.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{source} has no weight_map, so the model's shards are unknown")
+    names = list(weight_map.values())
+    if not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{source} is damaged: a shard's name must be text; download it again")
+    return tuple(sorted(set(names)))
 
 
 def load_weights(directory: Path, *, dtype: str = "float32") -> LMWeights:

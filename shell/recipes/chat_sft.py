@@ -15,9 +15,9 @@ from cookbook_fx.renderers import Renderer, TrainOnWhat
 from cookbook_fx.supervised import Preparation, Prepared, SupervisedDataset, prepare_conversations
 from cookbook_fx.tokens import Tokenizer, byte_lengths
 from shell.evaluation import NLLEvaluator
-from shell.hub import canonical_name, read_conversations
+from shell.hub import canonical_name, read_conversations, recommended_renderer
 from shell.stores.run_folder import JSON
-from shell.training import ChatData, SFTConfig
+from shell.training import ChatData, ModelChoice, SFTConfig
 from shell.training.sft import SFTData
 
 # What two runs may differ in and still be the same run: neither changes the weights.
@@ -132,6 +132,11 @@ def account(preparation: Preparation) -> str:
     return "; ".join(parts + [f"{count} {what}" for what, count in notable.items() if count])
 
 
+def chosen_renderer(choice: ModelChoice) -> str:
+    """The name of the renderer a choice of model means."""
+    return choice.renderer or recommended_renderer(choice.model)
+
+
 def run_description(
     config: SFTConfig, choice: ChatData, *, base_url: str | None
 ) -> dict[str, JSON]:
@@ -142,7 +147,11 @@ def run_description(
     """
     files = data_files(choice)
     named = {name: value for name, value in asdict(choice).items() if name not in _FILE_FIELDS}
-    model = replace(config.model, model=canonical_name(config.model.model))
+    model = replace(
+        config.model,
+        model=canonical_name(config.model.model),
+        renderer=chosen_renderer(config.model),
+    )
     return {
         "recipe": "chat_sft",
         "engine": base_url or "embedded",

@@ -26,7 +26,9 @@ class ModelChoice:
     Args:
         model: the base model: a known name (see `cookbook-fx models`), the id of a model on the
             Hugging Face hub, a directory, or a .gguf file.
-        renderer: how conversations are written for it: chatml or role_colon.
+        renderer: how conversations are written for it; None is what suits the model best, where
+            that is known (see `cookbook-fx models`), and chatml else. `template` follows the
+            model's own template; package.module:function is a renderer of your own.
         lora_rank: inner dimension of the LoRA matrices; larger learns more and costs more.
         train_mlp: adapt the feed-forward layers.
         train_attn: adapt the attention layers.
@@ -36,7 +38,7 @@ class ModelChoice:
     """
 
     model: str = "smollm2-135m-instruct"
-    renderer: str = "chatml"
+    renderer: str | None = None
     lora_rank: int = 32
     train_mlp: bool = True
     train_attn: bool = True

@@ -36,8 +36,11 @@ def test_absent_null_and_empty_optional_keys_are_the_same():
         ({"messages": ["Hi"]}, "message 0: must be"),
         ({"messages": [{"content": "Hi"}]}, "message 0: `role` must be one of .* got None"),
         ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 0: `role`"),
-        ({"messages": [{"role": "user"}]}, "message 0: `content` must be a string, got None"),
-        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "message 0: `content`"),
+        (
+            {"messages": [{"role": "user"}]},
+            "message 0: `content` must be a string or a list of parts, got None",
+        ),
+        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "message 0: each part of `content`"),
         ({"messages": [{"role": "user", "content": "", "trainable": 1}]}, "`trainable`"),
     ],
 )
@@ -50,8 +53,8 @@ def test_the_second_message_is_named_when_it_is_the_one_at_fault():
     fine = {"role": "user", "content": "Hi"}
     with pytest.raises(DataError, match=r"message 1: .*'bot'"):
         conversation_from_dict({"messages": [fine, {"role": "bot", "content": "Hi"}]})
-    with pytest.raises(DataError, match="message 1: `tool_calls` cannot be rendered"):
-        conversation_from_dict({"messages": [fine, fine | {"tool_calls": [{"id": "1"}]}]})
+    with pytest.raises(DataError, match="message 1: `function_call` cannot be rendered"):
+        conversation_from_dict({"messages": [fine, fine | {"function_call": {"name": "f"}}]})
 
 
 def test_a_message_of_an_unknown_role_cannot_be_made():

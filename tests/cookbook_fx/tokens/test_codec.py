@@ -70,15 +70,54 @@ def test_a_missing_control_token_is_named(tiny_tokenizer):
         text_codec(tiny_tokenizer).control("<|eot_id|>")
 
 
+def test_soft_tokens_are_ids_and_all_others_stay_text(tokenizer):
+    strict = text_codec(tokenizer)
+    first, second, *others = tokenizer.get_added_vocab()
+    codec = strict.knowing(first, second)
+    hostile = "".join(others)
+    assert codec.encode(f"a{first}{hostile}{second}{second}") == [
+        *strict.encode("a"), codec.control(first), *strict.encode(hostile),
+        *(codec.control(second),) * 2,
+    ]  # fmt: skip
+    assert codec.encode(hostile) == strict.encode(hostile)
+    assert codec.encode("") == []
+    assert not set(strict.encode(first)) & set(tokenizer.get_added_vocab().values())
+
+
+def test_text_between_soft_tokens_is_encoded_as_the_tokenizer_does(tokenizer):
+    control = tuple(tokenizer.get_added_vocab())
+    codec = text_codec(tokenizer).knowing(*control)
+
+    @given(st.lists(st.one_of(st.sampled_from(control), st.text(max_size=8))).map("".join))
+    def check(text):
+        assert codec.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+
+    check()
+
+
+def test_of_two_soft_tokens_the_longer_is_read():
+    added = tuple(AddedToken(token, special=False) for token in ("<a", "<a>", "(.*)"))
+    codec = text_codec(words("b", added=added)).knowing("<a", "<a>", "(.*)")
+    assert codec.encode("<a>b<a(.*)") == [3, 1, 2, 4]
+
+
+def test_a_soft_token_the_model_lacks_is_named(tiny_tokenizer):
+    with pytest.raises(ModelError, match="has no token '<think>'"):
+        text_codec(tiny_tokenizer).knowing("<think>")
+
+
 def test_threads_share_a_codec_and_the_tokenizer_keeps_its_own_ways(tiny_tokenizer):
     codec = text_codec(tiny_tokenizer)
-    texts = [f"the cat {i} <|im_end|> sat" for i in range(200)]
+    soft = codec.knowing("<|im_start|>")
+    texts = [f"the cat {i} <|im_end|> sat <|im_start|>" for i in range(200)]
     expected = [codec.encode(text) for text in texts]
+    expected_soft = [soft.encode(text) for text in texts]
     marked = tiny_tokenizer.encode(texts[0], add_special_tokens=False)
     with ThreadPoolExecutor(4) as pool:
         safe = list(pool.map(codec.encode, texts))
+        with_soft = list(pool.map(soft.encode, texts))
         usual = list(pool.map(lambda _: tiny_tokenizer.encode(texts[0]), texts))
-    assert safe == expected
+    assert (safe, with_soft) == (expected, expected_soft)
     assert all(ids == marked for ids in usual)
     assert tiny_tokenizer.eos_token_id in marked
 

@@ -70,6 +70,7 @@ def test_sft_trains_tells_and_leaves_a_run_that_sample_can_ask(
     assert nll[-1] < nll[0] / 2
     assert f"step {TOTAL}/{TOTAL}" in out
     assert [row["step"] for row in rows(run)] == list(range(TOTAL + 1))
+    assert json.loads((run / "config.json").read_text())["model"]["renderer"] == "chatml"
     sampler_path = last_checkpoint(run).sampler_path
     assert f"cookbook-fx sample --checkpoint {sampler_path}" in out
 
@@ -186,6 +187,7 @@ def test_models_lists_the_built_in_one(command, home):
     status, out, _ = command("models")
     assert status == 0
     assert "smollm2" in out
+    assert "chatml" in out
 
 
 def test_serve_tells_where_it_is_and_ends_cleanly(tmp_path, home, tiny_model_directory):

@@ -14,6 +14,7 @@ from shell.cli.models import Models
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
 from shell.cli.sft import SFT
+from shell.cli.show import Show
 from shell.training import Adam, Cadence, ChatData, ModelChoice, Schedule
 from shell.training.config import LearningRateSchedule, TrainedMessages
 
@@ -37,18 +38,18 @@ def test_help_loads_nothing_heavy():
 
 def test_the_overview_names_every_command_and_a_first_step(capsys):
     text = shown(capsys)
-    for name in ("sft", "sample", "serve", "models"):
+    for name in ("sft", "sample", "show", "serve", "models"):
         assert f"• {name} " in text
     assert "$ cookbook-fx sft\n" in text
 
 
-@pytest.mark.parametrize("name", ["sft", "sample", "serve"])
+@pytest.mark.parametrize("name", ["sft", "sample", "show", "serve"])
 def test_every_command_shows_an_example(capsys, name):
     assert f"$ cookbook-fx {name}" in shown(capsys, name)
 
 
 @pytest.mark.parametrize(
-    "config", [SFT, Sample, Serve, Models, ModelChoice, ChatData, Schedule, Adam, Cadence]
+    "config", [SFT, Sample, Show, Serve, Models, ModelChoice, ChatData, Schedule, Adam, Cadence]
 )
 def test_every_option_is_explained(config):
     for field in dataclasses.fields(config):
@@ -56,7 +57,7 @@ def test_every_option_is_explained(config):
 
 
 def test_options_are_flat_and_mean_the_same_in_every_command(capsys):
-    texts = {name: shown(capsys, name) for name in ("sft", "sample", "serve")}
+    texts = {name: shown(capsys, name) for name in ("sft", "sample", "show", "serve")}
     assert all("--model " in text for text in texts.values())
     assert all("--base-url URL" in texts[name] for name in ("sft", "sample"))
     assert all("--seed INT" in texts[name] for name in ("sft", "sample"))

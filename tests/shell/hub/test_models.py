@@ -1,19 +1,14 @@
 """Finding, fetching and converting: real servers, indexes and processes, all local and small."""
 
-import contextlib
 import hashlib
-import http.server
-import json
 import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -26,21 +21,19 @@ from shell.hub import (
     known_models,
     load_tokenizer,
     load_weights,
+    recommended_renderer,
     resolve_model,
 )
 from shell.hub.models import DEFAULT_MODEL, BuiltInModel
 from shell.hub.packages import PackageFile
-
-HUB_ID = "someone/tiny"
+from tests.hub_server import HUB_ID, reach_no_hub, serve_hub
 
 
 @pytest.fixture(autouse=True)
 def empty_home(tmp_path, monkeypatch):
     """Nothing cached, and no hub in reach unless a test serves one."""
     monkeypatch.setenv("COOKBOOK_FX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    reach_no_hub(tmp_path, monkeypatch)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     (tmp_path / "index").mkdir()
@@ -102,6 +95,13 @@ def test_a_built_in_model_has_one_name():
     assert canonical_name(HUB_ID) == HUB_ID
 
 
+def test_the_renderer_used_unless_one_is_named(tiny_model_directory):
+    assert recommended_renderer("meta-llama/Llama-3.2-1B") == "role_colon"
+    assert recommended_renderer("Qwen/Qwen3-0.6B") == "qwen3"
+    assert recommended_renderer("huggingfacetb/smollm2-135m-INSTRUCT") == "chatml"
+    assert recommended_renderer(str(tiny_model_directory)) == "chatml"
+
+
 def test_a_model_on_this_disk_has_one_name_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine.gguf").touch()
@@ -114,70 +114,10 @@ def test_a_model_on_this_disk_has_one_name_from_any_folder(tmp_path, monkeypatch
 # ---- the hub
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a download of one repository takes."""
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    directory: Path
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        names = sorted(file.name for file in self.directory.iterdir())
-        if path.startswith(f"/{HUB_ID}/resolve/"):
-            self._file(self.directory / path.rsplit("/", 1)[1])
-        elif path.startswith(f"/api/models/{HUB_ID}/tree/"):
-            self._json([self._entry(self.directory / name) for name in names])
-        elif path.startswith(f"/api/models/{HUB_ID}"):
-            files = [{"rfilename": name} for name in names]
-            self._json({"id": HUB_ID, "sha": self.commit, "siblings": files})
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    do_HEAD = do_GET
-
-    def _entry(self, file):
-        content = file.read_bytes()
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return {"type": "file", "path": file.name, "size": len(content), "oid": blob}
-
-    def _json(self, value):
-        self._answer(json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _file(self, file):
-        content = file.read_bytes()
-        tag = hashlib.sha1(content).hexdigest()
-        self._answer(content, {"ETag": f'"{tag}"', "X-Repo-Commit": self.commit})
-
-    def _answer(self, content, headers):
-        self.send_response(200)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            with contextlib.suppress(BrokenPipeError):
-                self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(tiny_model_directory, monkeypatch):
-    handler = type("TinyHub", (Hub,), {"directory": tiny_model_directory})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with serve_hub(tiny_model_directory, monkeypatch) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_a_model_comes_from_the_hub_and_then_from_its_cache(hub, said, monkeypatch):
