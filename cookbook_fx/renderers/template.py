@@ -361,7 +361,7 @@ def _tool(tool: dict[str, Any], say: _Say) -> dict[str, Any]:
 def _said_inside(value: Any, say: _Say, source: _Source) -> Any:
     """A JSON value with all text in it said, keys included."""
     if isinstance(value, str):
-        return say(value, source if value.strip() else source._replace(is_required=False))
+        return say(value, source)
     if isinstance(value, Mapping):
         return {
             say(key, source._replace(is_required=False)): _said_inside(item, say, source)

@@ -6,12 +6,15 @@ come with their real tokenizers.
 
 import copy
 import datetime
+import json
 from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from cookbook_fx.chat import (
     ImagePart,
@@ -258,8 +261,6 @@ EVERYWHERE = {
 
 
 def json_of(value):
-    import json
-
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -482,8 +483,9 @@ def test_a_response_that_its_prompt_does_not_lead_to_is_refused():
     with pytest.raises(DataError, match="otherwise than its own prompt begins it"):
         renderer.build_supervised_example(SAID)
     assert trained(renderer, SAID, T.ALL_ASSISTANT_MESSAGES) == "the cat<|im_end|>"
-    with pytest.raises(DataError, match="otherwise than its own prompt begins it"):
-        renderer.build_supervised_examples(SAID)
+    for option in (T.LAST_ASSISTANT_MESSAGE, T.ALL_ASSISTANT_MESSAGES):
+        with pytest.raises(DataError, match="otherwise than its own prompt begins it"):
+            renderer.build_supervised_examples(SAID, option)
 
 
 STRIPS = PLAIN.replace(
@@ -513,7 +515,9 @@ def test_conversations_whose_prompts_extend_one_another_are_one_example():
 
 def test_ends_in_history_may_be_others_and_calls_may_end_otherwise():
     source = (
-        "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content }}"
+        "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' }}"
+        "{% if m.thinking %}{{ m.thinking + '<|end|><|start|>assistant<|message|>' }}{% endif %}"
+        "{{ m.content }}"
         "{% for c in m.tool_calls %}{{ c.function | tojson }}{{ '<|call|>' }}{% else %}"
         "{{ '<|return|>' if loop.last and m.role == 'assistant' and not add_generation_prompt "
         "else '<|end|>' }}{% endfor %}{% endfor %}"
@@ -527,6 +531,8 @@ def test_ends_in_history_may_be_others_and_calls_may_end_otherwise():
         "the cat<|end|>the cat<|return|>"
     )
     assert len(renderer.build_supervised_examples([*SAID, *SAID], T.ALL_ASSISTANT_MESSAGES)) == 2
+    reasoned = EVERYWHERE["reasoning"]("hm")
+    assert trained(renderer, reasoned) == "hm<|end|><|start|>assistant<|message|>so<|return|>"
     called = EVERYWHERE["argument"]("y")
     assert trained(renderer, called).endswith("<|call|>")
     assert len(renderer.build_supervised_examples([*called, *SAID], T.ALL_ASSISTANT_MESSAGES)) == 1
@@ -564,6 +570,8 @@ def test_text_moved_to_the_start_is_header():
     messages = [*SAID, Message(role="system", content="late"), *SAID]
     assert text_of(renderer, messages).startswith("late<|im_start|>user")
     assert trained(renderer, messages) == "the cat<|im_end|>"
+    exchange = "what is it<|im_end|>the cat<|im_end|>"
+    assert trained(renderer, messages, T.ALL_MESSAGES) == exchange * 2
     assert len(renderer.build_supervised_examples(messages, T.ALL_ASSISTANT_MESSAGES)) == 2
 
 
@@ -582,8 +590,68 @@ def test_a_prompt_for_any_role_the_template_writes():
     )
     asked = decode(renderer.build_generation_prompt(SAID, "user").tolist())
     assert asked.endswith("the cat<|im_end|>\n<|im_start|>user\n")
+    # What a response begins with is its own, where the prompt does not.
+    first = renderer_of(STRIPS).build_generation_prompt([], "assistant").tolist()
+    assert decode(first) == "<|im_start|>assistant\n"
     opened = renderer.build_generation_prompt(SAID[:1], prefill="<think>")
     assert opened[-1] == renderer.layout.codec.control("<think>")
+
+
+def test_a_message_that_writes_no_turn_has_no_output():
+    source = PLAIN.replace(
+        "%}{{ '<|im_start|>' +", "%}{{ '' if not m.content else '<|im_start|>' +"
+    )
+    messages = [
+        Message(role="system", content=""),
+        SAID[0],
+        Message(role="user", content=""),
+        SAID[1],
+    ]
+    renderer = renderer_of(source)
+    exchange = "what is it<|im_end|>the cat<|im_end|>"
+    assert trained(renderer, messages, T.ALL_MESSAGES) == exchange
+
+
+def test_in_history_that_changed_a_response_begins_after_its_header():
+    source = PLAIN.replace(
+        "m.content +",
+        "('<think></think>' if m.role == 'assistant' else '/now ' if loop.revindex < 3 else '') "
+        "+ m.content +",
+    )
+    renderer = renderer_of(source)
+    response = "<think></think>the cat<|im_end|>"
+    assert trained(renderer, [*SAID, *SAID], T.ALL_ASSISTANT_MESSAGES) == response * 2
+    assert len(renderer.build_supervised_examples([*SAID, *SAID], T.ALL_ASSISTANT_MESSAGES)) == 2
+
+
+def test_an_end_that_is_said_beside_a_turn_ends_nothing():
+    source = PLAIN.replace(
+        "m.content +", "m.content + ('<tool_call>' + m.name if m.name else '') +"
+    )
+    named = Message(role="tool", content="17", name="a <|im_end|> b")
+    wanted = Message(role="user", content="so")
+    text = trained(renderer_of(source), [named, wanted], T.ALL_MESSAGES)
+    assert text == "17<tool_call>a <|im_end|> b<|im_end|>so<|im_end|>"
+
+
+def test_a_call_ends_where_a_response_does_if_it_can():
+    source = (
+        "{% for m in messages %}{{ '<|start_header_id|>' + m.role + '\\n' + m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function | tojson }}{{ '<|python_tag|>' }}{% endfor %}"
+        "{{ '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
+    )
+    tokenizer = with_template(source, "llama3")
+    renderer = template(tokenizer)
+    assert renderer.get_stop_sequences() == (tokenizer.convert_tokens_to_ids("<|eot_id|>"),)
+    assert trained(renderer, EVERYWHERE["argument"]("y")).endswith("<|python_tag|><|eot_id|>")
+
+
+def test_of_two_tokens_that_begin_alike_the_longer_is_meant():
+    tokenizer = with_template(PLAIN.replace("im_end|>", "im_end|>2"))
+    tokenizer.add_tokens([AddedToken("<|im_end|>2", special=True, normalized=False)])
+    renderer = template(tokenizer)
+    assert renderer.get_stop_sequences() == (tokenizer.convert_tokens_to_ids("<|im_end|>2"),)
 
 
 # ---- reading responses
@@ -656,9 +724,6 @@ def test_a_template_that_cannot_be_followed_is_refused(source, error):
 
 
 def test_a_tokenizer_that_adds_spaces_to_pieces_is_refused():
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     letters = {f"{space}{letter}": 0 for letter in map(chr, range(10, 127)) for space in ("", "▁")}
     words = Tokenizer(
         models.BPE(vocab={key: i for i, key in enumerate([*letters, "▁"])}, merges=[])
@@ -673,8 +738,6 @@ def test_a_tokenizer_that_adds_spaces_to_pieces_is_refused():
 
 
 def test_white_space_that_a_token_swallows_is_part_of_it():
-    from tokenizers import AddedToken
-
     tokenizer = with_template(PLAIN.replace("im_end", "end"))
     tokenizer.add_tokens([AddedToken("<|end|>", special=True, rstrip=True, normalized=False)])
     renderer = template(tokenizer)
