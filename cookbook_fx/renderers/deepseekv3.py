@@ -157,9 +157,10 @@ def _stages(marks: _Marks, *, thinks: bool) -> Stages:
     begun_by = {marks.think: reasoning, marks.calls: section, marks.call: outside}
 
     def first(prompt: Sequence[int] | None) -> Stage:
-        return opened if (prompt[-1:] == [marks.think] if prompt else thinks) else text
+        return opened if (prompt[-1] == marks.think if prompt else thinks) else text
 
-    return Stages(first, lambda stage, tokens: begun_by.get(tokens[-1], text))
+    tokens = frozenset((*begun_by, marks.think_end, marks.calls_end, marks.call_end))
+    return Stages(tokens, first, lambda stage, tokens: begun_by.get(tokens[-1], text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,7 @@ def _stages(layout: "_GptOss") -> Stages:
             case _:
                 return Stage(None, bounds)
 
-    return Stages(lambda prompt: header, following)
+    return Stages(header.marks, lambda prompt: header, following)
 
 
 class _Marks(NamedTuple):

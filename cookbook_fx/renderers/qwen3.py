@@ -164,7 +164,7 @@ def _stages(ids: _Ids, *, frames: bool) -> Stages:
         tags = [token for token in prompt or () if token in (ids.think, ids.end_think)]
         return reasoning if frames and tags[-1:] == [ids.think] else text
 
-    return Stages(first, lambda stage, tokens: begun_by[tokens[-1]])
+    return Stages(frozenset(begun_by), first, lambda stage, tokens: begun_by[tokens[-1]])
 
 
 class _Block(Enum):

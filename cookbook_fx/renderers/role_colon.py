@@ -41,7 +41,7 @@ def _stages(eos: int | None) -> Stages:
     text = Stage(TextDelta, ends, begun=lambda said: said.removeprefix(" "))
     # What is held back may be the blank line at the end, which is not said.
     rest = Stage(None, ended=lambda said: "")
-    return Stages(lambda prompt: text, lambda stage, tokens: rest)
+    return Stages(ends, lambda prompt: text, lambda stage, tokens: rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

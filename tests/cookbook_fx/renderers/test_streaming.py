@@ -207,6 +207,23 @@ def test_reasoning_begun_in_the_prompt_and_never_ended_is_revised():
     assert parsed.message.text == "so"
 
 
+@pytest.mark.parametrize("family", ["qwen3", "deepseekv3_thinking", "gpt_oss_low_reasoning"])
+def test_long_reasoning_and_calls_come_out_whole(family):
+    renderer = get_renderer(family, family_tokenizer(family_of(family)))
+    call = ToolCall(name="look", arguments=f'{{"where": "{"far and away " * 40}"}}')
+    message = Message(
+        role="assistant",
+        content=(ThinkingPart(thinking="so, " * 100), TextPart(text="well, " * 60 + "yes")),
+        tool_calls=(call,) if family.startswith("gpt") else (call, call),
+    )
+    tokens = response(renderer, message)
+    assert len(tokens) > 700
+    came, parsed = streamed(renderer, one_by_one(tokens))
+    assert parsed.message == message
+    assert held(flat(came)) == in_message(message)
+    assert not any(isinstance(delta, Revision) for delta in flat(came))
+
+
 def test_a_state_can_be_gone_on_from_twice(tiny_tokenizer):
     renderer = get_renderer("chatml", tiny_tokenizer)
     parser = renderer.streaming_parser()
