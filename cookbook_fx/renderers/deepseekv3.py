@@ -34,6 +34,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def _renderer(tokenizer: Tokenizer, *, name: str, thinks: bool, keeps: bool) -> 
     marks = _marks(codec)
     return LayoutRenderer(
         layout=_DeepSeekV3(codec=codec, marks=marks, name=name, thinks=thinks, keeps=keeps),
-        stages=_stages(marks, thinks=thinks),
+        stages=partial(_stages, marks, thinks=thinks),
     )
 
 

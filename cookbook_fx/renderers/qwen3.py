@@ -29,6 +29,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from cookbook_fx.chat import (
@@ -138,7 +139,7 @@ def _renderer(
             keeps_thinking=keeps_thinking,
             disables_thinking=disables_thinking,
         ),
-        stages=_stages(ids, frames=frames),
+        stages=partial(_stages, ids, frames=frames),
     )
 
 

@@ -9,6 +9,7 @@ Plain text can spell such a turn, and then nothing tells it from a real one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from cookbook_fx.chat import ROLES, Message
@@ -31,7 +32,7 @@ def role_colon(tokenizer: Tokenizer) -> Renderer:
             start=() if bos is None else (bos,),
             eos=tokenizer.eos_token_id,
         ),
-        stages=_stages(tokenizer.eos_token_id),
+        stages=partial(_stages, tokenizer.eos_token_id),
     )
 
 

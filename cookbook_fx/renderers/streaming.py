@@ -77,8 +77,11 @@ class Stages(NamedTuple):
 
 
 _TEXT = Stage(TextDelta)
-TEXT_ALONE = Stages(frozenset(), lambda prompt: _TEXT, lambda stage, tokens: _TEXT)
-"""The stages of formats whose responses are one text."""
+
+
+def text_alone() -> Stages:
+    """The stages of formats whose responses are one text."""
+    return Stages(frozenset(), lambda prompt: _TEXT, lambda stage, tokens: _TEXT)
 
 
 class _Taken(NamedTuple):

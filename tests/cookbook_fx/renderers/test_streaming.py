@@ -1,5 +1,6 @@
 """Whatever way a response's tokens arrive, what comes out is what it parses to."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -222,6 +223,16 @@ def test_long_reasoning_and_calls_come_out_whole(family):
     assert parsed.message == message
     assert held(flat(came)) == in_message(message)
     assert not any(isinstance(delta, Revision) for delta in flat(came))
+
+
+def test_a_renderer_can_be_sent_to_another_process(renderer, name):
+    if name == "template":
+        pytest.skip("a compiled template cannot be sent; make the renderer where it is used")
+    message = Message(role="assistant", content="Yes.")
+    tokens = response(renderer, message)
+    there = pickle.loads(pickle.dumps(renderer))
+    assert response(there, message) == tokens
+    assert streamed(there, [tokens]) == streamed(renderer, [tokens])
 
 
 def test_a_state_can_be_gone_on_from_twice(tiny_tokenizer):
