@@ -17,4 +17,5 @@ from cookbook_fx.chat.parts import ThinkingPart as ThinkingPart
 from cookbook_fx.chat.parts import ToolCall as ToolCall
 from cookbook_fx.chat.parts import ToolSpec as ToolSpec
 from cookbook_fx.chat.parts import UnparsedToolCall as UnparsedToolCall
+from cookbook_fx.chat.parts import check_unicode as check_unicode
 from cookbook_fx.chat.parts import parse_json as parse_json

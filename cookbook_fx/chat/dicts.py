@@ -114,6 +114,8 @@ def message_from_dict(message: Mapping[str, Any]) -> Message:
 def message_to_dict(message: Message) -> dict[str, Any]:
     """The dictionary `message_from_dict` reads back; what is unsaid is left out.
 
+    Parts are read back as `content_of` joins them, and an empty name or id as none.
+
     Example:
         >>> message_to_dict(Message(role="user", content="Hi"))
         {'role': 'user', 'content': 'Hi'}
@@ -148,7 +150,9 @@ def tool_from_dict(tool: Mapping[str, Any]) -> ToolSpec:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise DataError(f'a tool must be {{"name": ..., "parameters": ...}}, got {shown(tool)}')
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    parameters = function.get("parameters")
+    if parameters is None:
+        parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise DataError(f"a tool's `parameters` must be an object, got {shown(parameters)}")
     return ToolSpec(
@@ -192,9 +196,11 @@ def _declaring(tools: tuple[ToolSpec, ...], conversation: Conversation) -> Conve
 
 def _content(message: Mapping[str, Any], *, may_be_absent: bool) -> str | tuple[Part, ...]:
     content = message.get("content")
-    reasoning = [said for key in _REASONING_KEYS if (said := _text(message, key))]
+    said_under = (_text(message, key) for key in _REASONING_KEYS)
+    # Some servers write the same under two keys.
+    reasoning = list(dict.fromkeys(said for said in said_under if said))
     if len(reasoning) > 1:
-        raise DataError(f"the reasoning is given twice: {shown(reasoning)}")
+        raise DataError(f"the reasoning is given twice, otherwise: {shown(reasoning)}")
     if content is None and (may_be_absent or reasoning):
         content = ""
     if isinstance(content, str) and not reasoning:
@@ -241,10 +247,20 @@ def _tool_call(call: Any) -> ToolCall:
             'a tool call must be {"function": {"name": ..., "arguments": ...}}, '
             f"got {shown(call)}"
         )
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    return ToolCall(name=function["name"], arguments=arguments, id=_text(call, "id"))
+    return ToolCall(
+        name=function["name"], arguments=_arguments(function.get("arguments")), id=_text(call, "id")
+    )
+
+
+def _arguments(arguments: Any) -> str:
+    if arguments is None or arguments == "":
+        return "{}"
+    if isinstance(arguments, str):
+        return arguments
+    try:
+        return json.dumps(arguments, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"a call's arguments are not JSON: {error}") from error
 
 
 def _tool_call_to_dict(call: ToolCall) -> dict[str, Any]:

@@ -42,9 +42,15 @@ class ImagePart:
 
     Args:
         image: a URL, `data:` included. It is not fetched; renderers without images refuse it.
+
+    Raises:
+        DataError: not Unicode text.
     """
 
     image: str
+
+    def __post_init__(self) -> None:
+        check_unicode(self.image, "the image's address")
 
 
 Part = TextPart | ThinkingPart | ImagePart
@@ -76,6 +82,7 @@ class ToolCall:
             raise DataError("a tool call needs a name, got an empty one")
         check_unicode(self.name, "the tool's name")
         check_unicode(self.arguments, "the arguments")
+        check_unicode(self.id or "", "the call's id")
         parse_json(self.arguments)
 
     @property
@@ -91,10 +98,17 @@ class UnparsedToolCall:
     Args:
         raw_text: just as the model wrote it.
         error: why it is no call.
+
+    Raises:
+        DataError: not Unicode text.
     """
 
     raw_text: str
     error: str
+
+    def __post_init__(self) -> None:
+        check_unicode(self.raw_text, "what looks like a call")
+        check_unicode(self.error, "the reason why it is none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +118,8 @@ class ToolSpec:
     Args:
         name: what it is called by; not empty.
         description: what it does.
-        parameters: JSON Schema of its arguments; do not change it afterwards.
+        parameters: JSON Schema of its arguments. A copy is kept, as JSON has it: lists for tuples,
+            text for all keys.
 
     Raises:
         DataError: the name is empty, or the parameters cannot be written as JSON.
@@ -121,9 +136,10 @@ class ToolSpec:
         check_unicode(self.description, "the tool's description")
         try:
             text = json.dumps(self.parameters, allow_nan=False, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"the parameters of {self.name} are not JSON: {error}") from error
         check_unicode(text, f"the parameters of {self.name}")
+        object.__setattr__(self, "parameters", parse_json(text))
 
 
 def parse_json(text: str) -> Any:
@@ -158,7 +174,10 @@ def check_unicode(text: str, what: str) -> None:
 
 def shown(value: object) -> str:
     """A value in an error message, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply to show"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

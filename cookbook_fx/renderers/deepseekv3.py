@@ -34,6 +34,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def _renderer(tokenizer: Tokenizer, *, name: str, thinks: bool, keeps: bool) -> 
     marks = _marks(codec)
     return LayoutRenderer(
         layout=_DeepSeekV3(codec=codec, marks=marks, name=name, thinks=thinks, keeps=keeps),
-        stages=_stages(marks, thinks=thinks),
+        stages=partial(_stages, marks, thinks=thinks),
     )
 
 
@@ -157,9 +158,10 @@ def _stages(marks: _Marks, *, thinks: bool) -> Stages:
     begun_by = {marks.think: reasoning, marks.calls: section, marks.call: outside}
 
     def first(prompt: Sequence[int] | None) -> Stage:
-        return opened if (prompt[-1:] == [marks.think] if prompt else thinks) else text
+        return opened if (prompt[-1] == marks.think if prompt else thinks) else text
 
-    return Stages(first, lambda stage, tokens: begun_by.get(tokens[-1], text))
+    tokens = frozenset((*begun_by, marks.think_end, marks.calls_end, marks.call_end))
+    return Stages(tokens, first, lambda stage, tokens: begun_by.get(tokens[-1], text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

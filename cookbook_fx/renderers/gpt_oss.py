@@ -26,6 +26,7 @@ is silent, of openai-harmony 0.0.8.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ def gpt_oss(
         },
     )
     return LayoutRenderer(
-        layout=layout, before_prefill=layout.before_prefill, stages=_stages(layout)
+        layout=layout, before_prefill=layout.before_prefill, stages=partial(_stages, layout)
     )
 
 
@@ -158,7 +159,7 @@ def _stages(layout: "_GptOss") -> Stages:
             case _:
                 return Stage(None, bounds)
 
-    return Stages(lambda prompt: header, following)
+    return Stages(header.marks, lambda prompt: header, following)
 
 
 class _Marks(NamedTuple):

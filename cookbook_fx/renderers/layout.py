@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from cookbook_fx.chat import ROLES, ImagePart, Message
+from cookbook_fx.chat import ROLES, ImagePart, Message, check_unicode
 from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
 from cookbook_fx.renderers.renderer import (
     ParsedResponse,
@@ -18,7 +18,7 @@ from cookbook_fx.renderers.renderer import (
     SupervisedExample,
     TrainOnWhat,
 )
-from cookbook_fx.renderers.streaming import TEXT_ALONE, Stages, StreamingParser
+from cookbook_fx.renderers.streaming import Stages, StreamingParser, text_alone
 from cookbook_fx.tokens import StopSequences, TextCodec
 
 _LAST_RESPONSE = (TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN)
@@ -92,12 +92,13 @@ class LayoutRenderer:
     Args:
         before_prefill: what stands between a role's header and a prefill of these tokens, in
             formats whose header alone lets nobody speak yet.
-        stages: what responses are made of, as they arrive.
+        stages: says what responses are made of, as they arrive. A function, as it is of functions,
+            so that the renderer can be sent to another process.
     """
 
     layout: Layout
     before_prefill: Callable[[str, Sequence[int]], Sequence[int]] = _nothing
-    stages: Stages = TEXT_ALONE
+    stages: Callable[[], Stages] = text_alone
 
     @property
     def name(self) -> str:
@@ -167,6 +168,7 @@ class LayoutRenderer:
             raise ConfigurationError(f"`role` must be one of {', '.join(ROLES)}; got {role!r}")
         pieces = self.layout.pieces(messages, is_complete=False)
         header = self.layout.generation_header(role, messages)
+        check_unicode(prefill or "", "the prefill")
         opening = self.layout.codec.encode_trusted(prefill) if prefill else []
         if opening:
             opening = [*self.before_prefill(role, opening), *opening]
@@ -187,7 +189,7 @@ class LayoutRenderer:
             parse=self.layout.parse,
             codec=self.layout.codec,
             stops=self.layout.stop_sequences,
-            stages=self.stages,
+            stages=self.stages(),
             prompt=prompt.tolist() if isinstance(prompt, np.ndarray) else prompt,
         )
 

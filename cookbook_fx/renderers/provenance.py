@@ -201,7 +201,9 @@ class ChatTemplate:
             )
         # Templates refuse with the first; the others are what Python makes of messages that they
         # did not expect.
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (
+            jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
             raise DataError(f"the chat template refuses this conversation: {error}") from error
 
 

@@ -29,6 +29,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from cookbook_fx.chat import (
@@ -138,7 +139,7 @@ def _renderer(
             keeps_thinking=keeps_thinking,
             disables_thinking=disables_thinking,
         ),
-        stages=_stages(ids, frames=frames),
+        stages=partial(_stages, ids, frames=frames),
     )
 
 
@@ -164,7 +165,7 @@ def _stages(ids: _Ids, *, frames: bool) -> Stages:
         tags = [token for token in prompt or () if token in (ids.think, ids.end_think)]
         return reasoning if frames and tags[-1:] == [ids.think] else text
 
-    return Stages(first, lambda stage, tokens: begun_by[tokens[-1]])
+    return Stages(frozenset(begun_by), first, lambda stage, tokens: begun_by[tokens[-1]])
 
 
 class _Block(Enum):

@@ -9,6 +9,7 @@ Plain text can spell such a turn, and then nothing tells it from a real one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from cookbook_fx.chat import ROLES, Message
@@ -31,7 +32,7 @@ def role_colon(tokenizer: Tokenizer) -> Renderer:
             start=() if bos is None else (bos,),
             eos=tokenizer.eos_token_id,
         ),
-        stages=_stages(tokenizer.eos_token_id),
+        stages=partial(_stages, tokenizer.eos_token_id),
     )
 
 
@@ -41,7 +42,7 @@ def _stages(eos: int | None) -> Stages:
     text = Stage(TextDelta, ends, begun=lambda said: said.removeprefix(" "))
     # What is held back may be the blank line at the end, which is not said.
     rest = Stage(None, ended=lambda said: "")
-    return Stages(lambda prompt: text, lambda stage, tokens: rest)
+    return Stages(ends, lambda prompt: text, lambda stage, tokens: rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ by parsing it, and where that is not what came out before, which no well-formed 
 from codecs import utf_8_decode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress, count
 from typing import NamedTuple
 
 from cookbook_fx.chat import Message, ToolCall
@@ -64,18 +65,35 @@ class Stages(NamedTuple):
     """How a format's responses go from stage to stage.
 
     Args:
+        marks: the tokens that end any stage.
         first: the stage that a response begins in, by the prompt it is sampled after, if known.
         following: the stage that follows one, by the tokens of that, of which the last is a mark,
             and the first the mark that began it, if there was one.
     """
 
+    marks: frozenset[int]
     first: Callable[[Sequence[int] | None], Stage]
     following: Callable[[Stage, Sequence[int]], Stage]
 
 
 _TEXT = Stage(TextDelta)
-TEXT_ALONE = Stages(lambda prompt: _TEXT, lambda stage, tokens: _TEXT)
-"""The stages of formats whose responses are one text."""
+
+
+def text_alone() -> Stages:
+    """The stages of formats whose responses are one text."""
+    return Stages(frozenset(), lambda prompt: _TEXT, lambda stage, tokens: _TEXT)
+
+
+class _Taken(NamedTuple):
+    """Tokens of many updates, and those before them. `end` is how many there are, of all."""
+
+    earlier: "_Taken | None"
+    tokens: tuple[int, ...]
+    end: int
+
+
+# So that a response of many updates is few objects for Python's garbage collector to look at.
+_TAKEN_TOGETHER = 64
 
 
 class StreamState(NamedTuple):
@@ -86,18 +104,18 @@ class StreamState(NamedTuple):
         stage: what the next token is part of; None once the response has stopped.
         waiting: text that is not certain yet.
         partial: the bytes of a character that is not complete.
-        tokens: what the last update took.
-        earlier: the state before that, if any.
-        before: the last state before the mark that began the stage, if one did.
+        recent: the last tokens taken.
+        earlier: those before them.
+        begin: how many tokens stand before the stage and the mark that began it.
     """
 
     deltas: tuple[Delta, ...]
     stage: Stage | None
     waiting: str
     partial: bytes
-    tokens: Sequence[int]
-    earlier: "StreamState | None"
-    before: "StreamState | None"
+    recent: tuple[int, ...]
+    earlier: _Taken | None
+    begin: int
 
 
 class Finished(NamedTuple):
@@ -138,27 +156,29 @@ class StreamingParser:
     stages: Stages
     prompt: Sequence[int] | None = None
     _stop_tokens: frozenset[int] = field(init=False, repr=False)
+    _bounds: frozenset[int] = field(init=False, repr=False)
     _stop_texts: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tokens = frozenset(stop for stop in self.stops if isinstance(stop, int))
         texts = tuple(stop for stop in self.stops if isinstance(stop, str))
         object.__setattr__(self, "_stop_tokens", tokens)
+        object.__setattr__(self, "_bounds", tokens | self.stages.marks)
         object.__setattr__(self, "_stop_texts", texts)
 
     def init(self) -> StreamState:
         """The state before the first token."""
-        first = self._entered(self.stages.first(self.prompt))
-        return StreamState((), first, "", b"", (), None, None)
+        return StreamState((), self.stages.first(self.prompt), "", b"", (), None, 0)
 
     def update(self, state: StreamState, tokens: Sequence[int]) -> StreamState:
         """Takes the tokens that follow, any number of them."""
-        if state.stage is None or state.stage.marks.isdisjoint(tokens):
+        if self._bounds.isdisjoint(tokens):
             return self._continued(state, tokens)
         deltas: list[Delta] = []
         begin = 0
-        for at, token in enumerate(tokens):
-            if state.stage is not None and token in state.stage.marks:
+        for at in compress(count(), map(self._bounds.__contains__, tokens)):
+            token = tokens[at]
+            if token in self._stop_tokens or (state.stage and token in state.stage.marks):
                 state = self._continued(state, tokens[begin:at])
                 deltas += state.deltas
                 state = self._marked(state, token)
@@ -169,21 +189,22 @@ class StreamingParser:
 
     def finish(self, state: StreamState) -> Finished:
         """What is left to say once the last token has come."""
-        tokens = _tokens(state, None)
+        tokens = _tokens(state, 0)
         parsed = self.parse(tokens)
         message = parsed.message
+        all_text, all_thinking = message.text, message.thinking
         # The same came out however the tokens were split.
         came = self.update(self.init(), tokens).deltas
         text = "".join([delta.text for delta in came if isinstance(delta, TextDelta)])
         thinking = "".join([delta.thinking for delta in came if isinstance(delta, ThinkingDelta)])
         calls = tuple(delta for delta in came if isinstance(delta, ToolCall))
         if not (
-            message.text.startswith(text)
-            and message.thinking.startswith(thinking)
+            all_text.startswith(text)
+            and all_thinking.startswith(thinking)
             and message.tool_calls[: len(calls)] == calls
         ):
             return Finished((Revision(message),), parsed)
-        more_thinking, more_text = message.thinking[len(thinking) :], message.text[len(text) :]
+        more_thinking, more_text = all_thinking[len(thinking) :], all_text[len(text) :]
         deltas = (
             *((ThinkingDelta(more_thinking),) if more_thinking else ()),
             *((TextDelta(more_text),) if more_text else ()),
@@ -193,11 +214,14 @@ class StreamingParser:
 
     def _continued(self, state: StreamState, tokens: Sequence[int]) -> StreamState:
         """Takes tokens that do not end the stage."""
-        _, stage, waiting, partial, _, _, before = state
+        _, stage, waiting, partial, recent, earlier, begin = state
+        recent = (*recent, *tokens)
+        if len(recent) > _TAKEN_TOGETHER:
+            earlier, recent = _Taken(earlier, recent, _count(state) + len(tokens)), ()
         spelled = self.codec.spelled
         becomes = None if stage is None else stage.becomes
         if stage is None or becomes is None or spelled is None:
-            return StreamState((), stage, waiting, partial, tokens, state, before)
+            return StreamState((), stage, waiting, partial, recent, earlier, begin)
         # One at a time is how most tokens arrive.
         data = (
             spelled[tokens[0]] if len(tokens) == 1 else b"".join(map(spelled.__getitem__, tokens))
@@ -217,7 +241,7 @@ class StreamingParser:
         deltas: tuple[Delta, ...] = (becomes(certain),) if certain else ()
         partial = data[used:]
         return StreamState(
-            deltas, None if is_over else stage, waiting, partial, tokens, state, before
+            deltas, None if is_over else stage, waiting, partial, recent, earlier, begin
         )
 
     def _before_stop(self, text: str) -> tuple[str, str, bool]:
@@ -231,11 +255,11 @@ class StreamingParser:
 
     def _marked(self, state: StreamState, mark: int) -> StreamState:
         """Takes a token that ends the stage."""
-        stage = state.stage
+        stage, recent = state.stage, (*state.recent, mark)
         if stage is None or mark in self._stop_tokens:
-            return StreamState((), None, "", b"", (mark,), state, state.before)
-        span = [*_tokens(state, state.before), mark]
-        following = self._entered(self.stages.following(stage, span))
+            return StreamState((), None, "", b"", recent, state.earlier, state.begin)
+        span = [*_tokens(state, state.begin), mark]
+        following = self.stages.following(stage, span)
         deltas: tuple[Delta, ...] = ()
         if stage.holds_calls:
             stop = next(iter(self._stop_tokens))
@@ -245,20 +269,22 @@ class StreamingParser:
             rest = stage.begun(rest) if stage.begun is not None else rest
             rest = following.ended(rest) if following.ended is not None else rest
             deltas = (stage.becomes(rest),) if rest else ()
-        return StreamState(deltas, following, "", b"", (mark,), state, state)
-
-    def _entered(self, stage: Stage) -> Stage:
-        """A stage that stops end too."""
-        return stage._replace(marks=stage.marks | self._stop_tokens)
+        return StreamState(deltas, following, "", b"", recent, state.earlier, _count(state))
 
 
-def _tokens(state: StreamState | None, before: StreamState | None) -> list[int]:
-    """What was taken since the state before, in order."""
-    taken: list[Sequence[int]] = []
-    while state is not before and state is not None:
-        taken.append(state.tokens)
-        state = state.earlier
-    return [token for tokens in reversed(taken) for token in tokens]
+def _count(state: StreamState) -> int:
+    """How many tokens were taken."""
+    return len(state.recent) + (0 if state.earlier is None else state.earlier.end)
+
+
+def _tokens(state: StreamState, begin: int) -> list[int]:
+    """The tokens taken but the first, in order; looks at no more of them than it must."""
+    held, earlier, first = [state.recent], state.earlier, _count(state) - len(state.recent)
+    while first > begin and earlier is not None:
+        held.append(earlier.tokens)
+        first -= len(earlier.tokens)
+        earlier = earlier.earlier
+    return list(chain.from_iterable(reversed(held)))[begin - first :]
 
 
 def _overlap(text: str, stop: str) -> int:

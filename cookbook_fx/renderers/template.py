@@ -165,12 +165,18 @@ class _Script(NamedTuple):
             sources=[],
         )
         produced = len(messages) - 1 if is_complete else None
-        return _Conversation(
-            template=self.template,
-            marking=marking,
-            marked=_entries(messages, _Form(marking.say, produced, self.reads_text)),
-            plain=_entries(messages, _Form(_plain, produced, self.reads_text)),
-        )
+        try:
+            return _Conversation(
+                template=self.template,
+                marking=marking,
+                marked=_entries(messages, _Form(marking.say, produced, self.reads_text)),
+                plain=_entries(messages, _Form(_plain, produced, self.reads_text)),
+            )
+        except RecursionError as error:
+            raise DataError(
+                "the arguments of a call or a tool's parameters are nested too deeply to be given "
+                "to a chat template"
+            ) from error
 
     def encode(self, text: Written, begin: int, end: int) -> list[int]:
         """Tokens of `text[begin:end]`; only the template's own text has control tokens."""

@@ -17,12 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cookbook_fx.chat import ToolSpec
+from cookbook_fx.errors import DataError
 
 _NAMED = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
 
 
 def function_type(tool: ToolSpec) -> str:
     """A tool's declaration.
+
+    Raises:
+        DataError: the parameters are nested too deeply.
 
     Example:
         >>> print(function_type(ToolSpec(name="now", description="The time.", parameters={})))
@@ -34,7 +38,10 @@ def function_type(tool: ToolSpec) -> str:
         lines.append(last)
     about = "".join("// " + line.removesuffix("\r") + "\n" for line in lines)
     takes_any = tool.parameters.get("properties") or "oneOf" in tool.parameters
-    arguments = f"_: {_type(tool.parameters, '')}" if takes_any else ""
+    try:
+        arguments = f"_: {_type(tool.parameters, '')}" if takes_any else ""
+    except RecursionError as error:
+        raise DataError(f"the parameters of {tool.name} are nested too deeply") from error
     return f"{about}type {tool.name} = ({arguments}) => any;"
 
 
@@ -61,8 +68,11 @@ def _type(schema: Any, indent: str) -> str:
 
 
 def _properties(schema: Mapping[str, Any], indent: str) -> Iterator[str]:
-    required = schema.get("required", ())
-    for key, held in schema.get("properties", {}).items():
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, Mapping):
+        return
+    required = required if isinstance(required, list) else ()
+    for key, held in properties.items():
         name = indent + key + ("" if key in required else "?")
         title = _text(held, "title")
         yield f"{indent}// {title}\n{indent}//\n" if title is not None else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,9 @@ from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.renderers import Renderer, SupervisedExample, TrainOnWhat
 from cookbook_fx.supervised.datum import Reduction, datum_from_tokens_weights
+
+# Enough for the tokenizer's threads, and few enough to hold their tokens twice.
+_RENDERED_TOGETHER = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +83,14 @@ def prepare_conversations(
             its number from 0, that does not fit `train_on_what`.
         DataError: a conversation without messages.
     """
-    each = [
-        _prepared(conversation, index, renderer, max_length, train_on_what, reduction)
-        for index, conversation in enumerate(conversations)
-    ]
+    each: list[Prepared] = []
+    left = iter(conversations)
+    while together := list(islice(left, _RENDERED_TOGETHER)):
+        ahead = renderer.encoded_ahead(together, train_on_what)
+        each += [
+            _prepared(conversation, index, ahead, max_length, train_on_what, reduction)
+            for index, conversation in enumerate(together, start=len(each))
+        ]
     datums = tuple(chain.from_iterable(prepared.datums for prepared in each))
     return Prepared(datums, sum((prepared.preparation for prepared in each), Preparation()))
 

@@ -69,7 +69,11 @@ class TextCodec:
 
     def _plain_ids(self, text: str) -> list[int]:
         known = self.ahead(text) if self.ahead is not None else None
-        return self.plain.encode(text, add_special_tokens=False).ids if known is None else known
+        if known is not None:
+            return known
+        # A batch of one: unlike `encode`, it does not find where in the text each token stands,
+        # which is a fifth of the work.
+        return self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_batch(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of many texts at once, as `encode` finds them where no token is soft.

@@ -195,6 +195,11 @@ def test_a_prefill_is_trusted_text_after_the_header(renderer, tokenizer):
     assert opened[max(len(prompt), len(opened) - len(trusted)) :] == trusted
 
 
+def test_a_prefill_that_is_not_unicode_is_refused(renderer):
+    with pytest.raises(DataError, match="the prefill is not Unicode text"):
+        renderer.build_generation_prompt(said("user"), prefill="\ud800")
+
+
 def test_a_prompt_may_ask_for_any_known_role_and_for_no_other(renderer, tokenizer):
     asked = renderer.build_generation_prompt(said("assistant"), role="user")
     user = renderer.build_supervised_example(said("assistant", "user"), T.ALL_TOKENS).tokens

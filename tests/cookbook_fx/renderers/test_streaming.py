@@ -1,5 +1,6 @@
 """Whatever way a response's tokens arrive, what comes out is what it parses to."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +206,33 @@ def test_reasoning_begun_in_the_prompt_and_never_ended_is_revised():
     came, parsed = streamed(renderer, [said, list(renderer.get_stop_sequences())])
     assert came == [[ThinkingDelta("so")], [], [Revision(parsed.message)]]
     assert parsed.message.text == "so"
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseekv3_thinking", "gpt_oss_low_reasoning"])
+def test_long_reasoning_and_calls_come_out_whole(family):
+    renderer = get_renderer(family, family_tokenizer(family_of(family)))
+    call = ToolCall(name="look", arguments=f'{{"where": "{"far and away " * 40}"}}')
+    message = Message(
+        role="assistant",
+        content=(ThinkingPart(thinking="so, " * 100), TextPart(text="well, " * 60 + "yes")),
+        tool_calls=(call,) if family.startswith("gpt") else (call, call),
+    )
+    tokens = response(renderer, message)
+    assert len(tokens) > 700
+    came, parsed = streamed(renderer, one_by_one(tokens))
+    assert parsed.message == message
+    assert held(flat(came)) == in_message(message)
+    assert not any(isinstance(delta, Revision) for delta in flat(came))
+
+
+def test_a_renderer_can_be_sent_to_another_process(renderer, name):
+    if name == "template":
+        pytest.skip("a compiled template cannot be sent; make the renderer where it is used")
+    message = Message(role="assistant", content="Yes.")
+    tokens = response(renderer, message)
+    there = pickle.loads(pickle.dumps(renderer))
+    assert response(there, message) == tokens
+    assert streamed(there, [tokens]) == streamed(renderer, [tokens])
 
 
 def test_a_state_can_be_gone_on_from_twice(tiny_tokenizer):

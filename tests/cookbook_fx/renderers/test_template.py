@@ -698,6 +698,14 @@ def test_what_transformers_adds_to_jinja_is_known():
     assert text_of(renderer_of(source), SAID) == text_of(renderer_of(PLAIN), SAID)
 
 
+@pytest.mark.parametrize("depth", [300, 450])
+def test_arguments_nested_too_deeply_are_refused(depth):
+    call = ToolCall(name="f", arguments='{"a":' * depth + "1" + "}" * depth)
+    messages = [SAID[0], Message(role="assistant", content="", tool_calls=(call,))]
+    with pytest.raises(DataError, match=r"nested too deeply|recursion depth"):
+        renderer_of(FULL).build_supervised_example(messages)
+
+
 def test_a_conversation_the_template_refuses():
     source = "{% if messages | length > 2 %}{{ raise_exception('too long') }}{% endif %}" + PLAIN
     with pytest.raises(ConfigurationError, match="refuses this conversation: too long"):

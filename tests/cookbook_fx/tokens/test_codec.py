@@ -146,3 +146,50 @@ def test_sentencepiece_vocabularies_spell_spaces_and_bytes_their_own_way():
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     assert byte_lengths(fast).tolist() == [0, 3, 1, 1]
+
+
+def test_ids_are_spelled_as_the_tokenizer_decodes_them(tokenizer):
+    codec = text_codec(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    assert codec.spelled is not None
+
+    # Beyond the vocabulary there is nothing, in any order characters break apart.
+    @given(st.lists(st.integers(0, len(tokenizer) + 5)))
+    def check(ids):
+        assert codec.decode(ids) == backend.decode(ids, skip_special_tokens=False)
+
+    check()
+    everything = list(range(len(tokenizer)))
+    assert codec.decode(everything) == backend.decode(everything, skip_special_tokens=False)
+
+
+def test_control_tokens_with_letters_of_their_own_are_spelled_as_they_are(tiny_tokenizer):
+    tokenizer = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    tokenizer.add_tokens([AddedToken("<｜Ġ▁é｜>"), AddedToken("<Ġé>"), AddedToken("日本")])
+    codec = text_codec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    for token in ("<｜Ġ▁é｜>", "<Ġé>", "日本"):
+        ids = [codec.control(token), 65]
+        assert codec.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_tokens_that_depend_on_one_another_are_left_to_the_tokenizer():
+    tokenizer = words("a", "b")
+    codec = text_codec(tokenizer)
+    assert codec.spelled is None
+    assert codec.decode([1, 2]) == "a b"
+
+
+def test_many_texts_are_encoded_as_one_by_one(tokenizer):
+    codec = text_codec(tokenizer)
+    control = next(iter(tokenizer.get_added_vocab()))
+    texts = ["Hello.", "", f"a {control}", "Hello.", "日本 é"]
+    encoded = codec.encode_batch(texts)
+    assert encoded == {text: codec.encode(text) for text in texts}
+
+
+def test_ids_known_ahead_are_taken_and_soft_tokens_still_told_apart(tokenizer):
+    codec = text_codec(tokenizer)
+    control = next(iter(tokenizer.get_added_vocab()))
+    knowing = codec.knowing(control).encoding_by({"a": [7]}.get)
+    assert knowing.encode(f"a{control}b") == [7, codec.control(control), *codec.encode("b")]
+    assert codec.encode("a") != [7]
