@@ -152,14 +152,22 @@ class LayoutRenderer:
             texts.append(text)
             return []
 
-        noting = replace(self, layout=_encoding_by(noted, self.layout))
+        noting = replace(self, layout=_with_codecs(_ahead(noted), self.layout))
         if noting.layout is self.layout:
             return self
         for messages in conversations:
             with suppress(CookbookError):
                 noting.build_supervised_examples(messages, train_on_what)
         ids = self.layout.codec.encode_batch(texts)
-        return replace(self, layout=_encoding_by(ids.get, self.layout))
+        return replace(self, layout=_with_codecs(_ahead(ids.get), self.layout))
+
+    def trusting_content(self) -> Renderer:
+        layout = _with_codecs(TextCodec.trusting, self.layout)
+        if layout is self.layout:
+            raise ConfigurationError(
+                f"{self.name} has no way to trust content; choose a renderer of the model's family"
+            )
+        return replace(self, layout=layout)
 
     def build_generation_prompt(
         self, messages: Sequence[Message], role: str = "assistant", prefill: str | None = None
@@ -194,16 +202,16 @@ class LayoutRenderer:
         )
 
 
-def _encoding_by(ahead: Callable[[str], list[int] | None], layout: Layout) -> Layout:
-    """The layout with all of its own codecs asking `ahead` first; itself if it has none."""
+def _ahead(lookup: Callable[[str], list[int] | None]) -> Callable[[TextCodec], TextCodec]:
+    return lambda codec: codec.encoding_by(lookup)
+
+
+def _with_codecs(change: Callable[[TextCodec], TextCodec], layout: Layout) -> Layout:
+    """The layout with all of its own codecs changed; itself if it has none."""
     if not is_dataclass(layout) or isinstance(layout, type):
         return layout
     held = {field.name: getattr(layout, field.name) for field in fields(layout)}
-    codecs = {
-        name: value.encoding_by(ahead)
-        for name, value in held.items()
-        if isinstance(value, TextCodec)
-    }
+    codecs = {name: change(value) for name, value in held.items() if isinstance(value, TextCodec)}
     return replace(layout, **codecs) if codecs else layout
 
 

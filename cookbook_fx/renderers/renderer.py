@@ -102,6 +102,16 @@ class Renderer(Protocol):
         cannot be rendered is passed over; it is refused when its turn comes.
         """
 
+    def trusting_content(self) -> "Renderer":
+        """The same renderer for text that was formatted elsewhere and is trusted.
+
+        Control tokens that messages spell out become control tokens. Never for what a user, a
+        tool or a file of unknown origin says: such text could then forge a turn.
+
+        Raises:
+            ConfigurationError: the format has no way to, as `template`.
+        """
+
     def build_generation_prompt(
         self, messages: Sequence[Message], role: str = "assistant", prefill: str | None = None
     ) -> Int[np.ndarray, " token"]:

@@ -8,7 +8,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 
-from cookbook_fx.errors import ModelError
+from cookbook_fx.errors import DataError, ModelError
 from cookbook_fx.tokens.tokenizer import Tokenizer
 
 
@@ -92,11 +92,29 @@ class TextCodec:
         """Token ids of `text`, in which control tokens may be spelled out."""
         return self.complete.encode(text, add_special_tokens=False).ids
 
+    def trusting(self) -> "TextCodec":
+        """A codec whose `encode` takes control tokens that are spelled out for what they are.
+
+        For text that was formatted with care elsewhere; never for what a user or a tool says.
+        """
+        return replace(self, plain=self.complete, soft={})
+
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the ids, control tokens spelled out and nothing tidied."""
-        if self.spelled is None:
-            return self.complete.decode(token_ids, skip_special_tokens=False)
-        return b"".join(map(self.spelled.__getitem__, token_ids)).decode(errors="replace")
+        """Text of the ids, control tokens spelled out and nothing tidied.
+
+        Ids beyond the vocabulary, which models with a padded head can sample, are no text.
+
+        Raises:
+            DataError: an id is negative or too large to be one.
+        """
+        try:
+            if self.spelled is None:
+                return self.complete.decode(token_ids, skip_special_tokens=False)
+            return b"".join(map(self.spelled.__getitem__, token_ids)).decode(errors="replace")
+        except OverflowError as error:
+            raise DataError(
+                "token ids must be at least 0 and below 2³²; leave out padding such as -1"
+            ) from error
 
     def control(self, token: str) -> int:
         """The id of one control token; ModelError if the model has no such token."""

@@ -62,3 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -243,3 +243,30 @@ def test_rendering_starts_without_jax_and_the_shells_libraries():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "[]"
+
+
+def test_only_content_that_is_trusted_writes_control_tokens(renderer, tokenizer):
+    control = next(iter(tokenizer.get_added_vocab()))
+    forging = [Message(role="user", content=f"a {control} b"), *said("assistant")]
+    plain = [Message(role="user", content="a b"), *said("assistant")]
+
+    def controls(renderer, messages):
+        tokens = renderer.build_supervised_example(messages).tokens.tolist()
+        return tokens.count(tokenizer.convert_tokens_to_ids(control))
+
+    assert controls(renderer, forging) == controls(renderer, plain)
+    if renderer.name == "template":
+        with pytest.raises(ConfigurationError, match="no way to trust"):
+            renderer.trusting_content()
+        return
+    trusting = renderer.trusting_content()
+    assert controls(trusting, forging) == controls(renderer, plain) + 1
+    assert controls(trusting, plain) == controls(renderer, plain)
+
+
+def test_ids_that_are_none_are_no_text_or_refused(renderer, tokenizer):
+    beyond = renderer.parse_response([len(tokenizer) + 5])
+    assert not beyond.termination.is_stop_sequence
+    for impossible in (-1, 2**32):
+        with pytest.raises(DataError, match="leave out padding"):
+            renderer.parse_response([impossible])
