@@ -220,7 +220,7 @@ def test_nothing_to_render_is_refused(renderer):
 def test_threads_share_a_renderer(renderer):
     conversations = [said("system", "user", "assistant", "user", "assistant")] * 200
     expected = renderer.build_supervised_example(conversations[0])
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         for example in pool.map(renderer.build_supervised_example, conversations):
             assert example.tokens.tolist() == expected.tokens.tolist()
 
