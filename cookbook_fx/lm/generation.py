@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from cookbook_fx.data.buckets import power_of_two
 from cookbook_fx.errors import ConfigurationError, ModelError
 from cookbook_fx.lm.decode import (
     Cache,
@@ -317,17 +318,13 @@ _PACK = 512
 
 def _slots_for(rows: int) -> int:
     # Two rows take as long as four: either way the time goes into reading the weights.
-    return 1 if rows <= 1 else max(4, _power_of_two(rows))
+    return 1 if rows <= 1 else max(4, power_of_two(rows))
 
 
 def _length_for(reach: int, slots: int) -> int:
     # Reading a short cache is nothing beside reading the weights for few rows, and every length
     # is a program to compile.
-    return max(256 if slots <= 4 else 128, _power_of_two(reach))
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+    return max(256 if slots <= 4 else 128, power_of_two(reach))
 
 
 def _with_rows(generation: Generation, new: Sequence[_Row]) -> Generation:
@@ -389,7 +386,7 @@ def _with_prompts(model: DecodeWeights, cache: Cache, unread: Sequence[tuple[int
 
 def _pack_size(tokens: int) -> int:
     """Powers of two, and between the larger ones also three quarters: each is a program."""
-    power = _power_of_two(max(tokens, _MIN_PACK))
+    power = power_of_two(max(tokens, _MIN_PACK))
     return power * 3 // 4 if power > _PACK and tokens <= power * 3 // 4 else power
 
 
@@ -436,7 +433,7 @@ _FREE = _Row(
 def _columns(slots: Sequence[_Row | None]) -> _Columns:
     rows = [row or _FREE for row in slots]
     stops = np.full(
-        (len(rows), _power_of_two(max(8, *(len(r.params.stop_tokens) for r in rows)))), -1
+        (len(rows), power_of_two(max(8, *(len(r.params.stop_tokens) for r in rows)))), -1
     )
     for stop, row in zip(stops, rows, strict=True):
         stop[: len(row.params.stop_tokens)] = row.params.stop_tokens

@@ -51,8 +51,8 @@ from cookbook_fx.chat import (
     parse_json,
 )
 from cookbook_fx.errors import DataError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text
-from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, only_text, until_end
+from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
 from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta, ThinkingDelta
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
@@ -320,19 +320,12 @@ class _DeepSeekV3:
         return (marks.assistant, marks.think if self.thinks else marks.think_end)
 
     def parse(self, tokens: list[int]) -> ParsedResponse:
-        end = self.marks.end
-        try:
-            at = tokens.index(end)
-        except ValueError:
+        said, termination = until_end(tokens, self.marks.end)
+        if len(said) == len(tokens):
             # Cut off, so that nothing tells reasoning from answer or a call from half a call.
-            content = self.codec.decode(tokens)
-            cut_off = Message(role="assistant", content=content)
-            return ParsedResponse(cut_off, ParseTermination.MALFORMED)
-        is_malformed = end in tokens[at + 1 :]
-        return ParsedResponse(
-            self._parsed(tokens[:at]),
-            ParseTermination.MALFORMED if is_malformed else ParseTermination.STOP_SEQUENCE,
-        )
+            cut_off = Message(role="assistant", content=self.codec.decode(said))
+            return ParsedResponse(cut_off, termination)
+        return ParsedResponse(self._parsed(said), termination)
 
     def _parsed(self, said: list[int]) -> Message:
         if self.thinks and self._closes_what_the_prompt_opened(said):

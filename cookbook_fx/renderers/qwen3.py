@@ -47,8 +47,8 @@ from cookbook_fx.chat import (
     tool_to_dict,
 )
 from cookbook_fx.errors import DataError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece
-from cookbook_fx.renderers.renderer import ParsedResponse, ParseTermination, Renderer
+from cookbook_fx.renderers.layout import LayoutRenderer, Piece, until_end
+from cookbook_fx.renderers.renderer import ParsedResponse, Renderer
 from cookbook_fx.renderers.streaming import Stage, Stages, TextDelta, ThinkingDelta
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
@@ -353,15 +353,11 @@ class _Qwen3:
         return message.parts
 
     def parse(self, tokens: list[int]) -> ParsedResponse:
-        end = _find(tokens, self.ids.end, 0)
-        if end == len(tokens):
-            cut_off = Message(role="assistant", content=self.codec.decode(tokens))
-            return ParsedResponse(cut_off, ParseTermination.MALFORMED)
-        ends_once = self.ids.end not in tokens[end + 1 :]
-        return ParsedResponse(
-            self._parsed(tokens[:end]),
-            ParseTermination.STOP_SEQUENCE if ends_once else ParseTermination.MALFORMED,
-        )
+        said, termination = until_end(tokens, self.ids.end)
+        if len(said) == len(tokens):
+            cut_off = Message(role="assistant", content=self.codec.decode(said))
+            return ParsedResponse(cut_off, termination)
+        return ParsedResponse(self._parsed(said), termination)
 
     def _parsed(self, said: list[int]) -> Message:
         parts: list[Part] = []
