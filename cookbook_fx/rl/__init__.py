@@ -15,6 +15,13 @@ from cookbook_fx.rl.data import remove_constant_reward_groups as remove_constant
 from cookbook_fx.rl.data import trajectory_to_data as trajectory_to_data
 from cookbook_fx.rl.metrics import TrajectoryReport as TrajectoryReport
 from cookbook_fx.rl.metrics import compute_trajectory_metrics as compute_trajectory_metrics
+from cookbook_fx.rl.objective import Objective as Objective
+from cookbook_fx.rl.objective import TrainingBatch as TrainingBatch
+from cookbook_fx.rl.objective import data_digest as data_digest
+from cookbook_fx.rl.objective import objective_batch as objective_batch
+from cookbook_fx.rl.objective import objective_diagnostics as objective_diagnostics
+from cookbook_fx.rl.objective import training_batch as training_batch
+from cookbook_fx.rl.objective import training_data as training_data
 from cookbook_fx.rl.shaping import KLShaped as KLShaped
 from cookbook_fx.rl.shaping import batch_data as batch_data
 from cookbook_fx.rl.shaping import group_advantages as group_advantages

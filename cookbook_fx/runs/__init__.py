@@ -1,5 +1,6 @@
 """Which step comes next and what is due at it: decisions about a run, without doing anything."""
 
+from cookbook_fx.runs.pacing import Pacing as Pacing
 from cookbook_fx.runs.plan import Position as Position
 from cookbook_fx.runs.plan import RunPlan as RunPlan
 from cookbook_fx.runs.plan import Step as Step
