@@ -187,6 +187,11 @@ def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
     )
 
 
+def from_sdk_logprobs(logprobs: Sequence[float | None]) -> Float[np.ndarray, " token"]:
+    """One number a token, in float32 as the engine sent them; nan where it gave none."""
+    return np.array([np.nan if value is None else value for value in logprobs], np.float32)
+
+
 def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:
     # The SDK decodes an empty array as None.
     return np.zeros(0, dtype) if values is None else np.asarray(values, dtype)

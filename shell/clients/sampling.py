@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tinker
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from shell.clients import convert
 from shell.clients.convert import Sample
@@ -58,6 +58,17 @@ class Sampler:
             ),
         )
         return Pending(future=future, convert=convert.from_sdk_samples, doing="sampling")
+
+    def score(self, tokens: Int[np.ndarray, " token"]) -> Pending[Float[np.ndarray, " token"]]:
+        """Submits tokens to be judged: how likely each is after those before it, in nats.
+
+        The first has nothing before it and is nan.
+        """
+        return Pending(
+            future=self.sdk.compute_logprobs(convert.to_sdk_prompt(tokens)),
+            convert=convert.from_sdk_logprobs,
+            doing="scoring",
+        )
 
     @property
     def base_model(self) -> str:

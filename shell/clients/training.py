@@ -11,6 +11,7 @@ from cookbook_fx.lm import AdamParams
 from shell.clients import convert
 from shell.clients.convert import ForwardResult, OptimResult
 from shell.clients.pending import Pending
+from shell.clients.sampling import Sampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +79,18 @@ class Trainer:
             convert=attrgetter("path"),
             doing="saving the weights for sampling",
         )
+
+    def snapshot(self) -> Pending[Sampler]:
+        """The weights as they are after what was submitted before, to sample from.
+
+        They have no name and last as long as the session; `save_for_sampling` keeps them.
+        """
+        return Pending(
+            future=self.sdk.save_weights_and_get_sampling_client(),
+            convert=_sampler,
+            doing="preparing the weights for sampling",
+        )
+
+
+def _sampler(sdk: tinker.SamplingClient) -> Sampler:
+    return Sampler(sdk=sdk)

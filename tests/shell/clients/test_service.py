@@ -62,6 +62,38 @@ def test_training_learns_saves_restores_and_samples(tiny_engine, tiny_model_dire
     assert sample.stop_reason == "stop"
 
 
+def test_a_snapshot_samples_and_scores_with_the_weights_it_was_taken_of(
+    tiny_engine, tiny_model_directory
+):
+    sequence = datum(1, 60, 61, 62, 2)
+    tokens = np.append(sequence.tokens, sequence.target_tokens[-1])
+
+    async def talk(service):
+        trainer = await service.create(
+            NewLoRA(base_model=str(tiny_model_directory), rank=8, seed=1)
+        )
+        scores, forwards = [], []
+        for _ in range(2):
+            forward, snapshot = trainer.forward([sequence]), trainer.snapshot()
+            trainer.forward_backward([sequence])
+            trainer.optim_step(AdamParams(learning_rate=0.05))
+            sampler = await snapshot
+            scores.append(await sampler.score(tokens))
+            forwards.append((await forward).logprobs[0])
+            request = SampleRequest(prompt=tokens[:2], max_tokens=3, stop=[], seed=7)
+            (sample,) = await sampler.sample(request)
+            again = await sampler.score(np.concatenate([tokens[:2], sample.tokens]))
+            np.testing.assert_allclose(again[2:], sample.logprobs, atol=1e-4)
+        return scores, forwards
+
+    scores, forwards = on(tiny_engine, talk)
+    for score, forward in zip(scores, forwards, strict=True):
+        assert score.dtype == np.float32
+        assert np.isnan(score[0])
+        np.testing.assert_allclose(score[1:], forward, atol=1e-4)
+    assert np.abs(scores[0][1:] - scores[1][1:]).max() > 0.01
+
+
 def test_losses_take_their_settings_and_masks(tiny_engine, tiny_model_directory):
     plain = datum(1, 60, 61, 62, 2)
 
