@@ -16,9 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cookbook_fx.data import Datum
-from cookbook_fx.errors import ConfigurationError, ServiceError
-from cookbook_fx.lm import AdamParams
-from cookbook_fx.numerics import learning_rate_multiplier
+from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.reports import (
     EvaluationReport,
     OptimizerReport,
@@ -28,30 +26,26 @@ from cookbook_fx.reports import (
 )
 from cookbook_fx.runs import RunPlan, Step
 from cookbook_fx.supervised import Preparation, likelihood_report
-from shell.clients import (
-    CheckpointNotFound,
-    ForwardResult,
-    NewLoRA,
-    OptimResult,
-    Pending,
-    Service,
-    Trainer,
-)
+from shell.clients import ForwardResult, OptimResult, Pending, Service, Trainer
 from shell.evaluation import NLLEvaluator, SubmittedEvaluation
 from shell.stores import RunCheckpoint, RunFolder
+from shell.training.beginnings import (
+    adam_params,
+    checkpoint_name,
+    epoch_seed,
+    learning_rates,
+    record_checkpoint,
+    save_stopped,
+    starting_trainer,
+)
 from shell.training.config import SFTConfig
 from shell.training.events import (
-    CheckpointSkipped,
     Evaluated,
     Observer,
     RunBegan,
-    Saved,
     StepDone,
     unobserved,
 )
-
-# A person who pressed Ctrl-C waits for a save, but not for ever.
-_LAST_SAVE_SECONDS = 60.0
 
 
 class Batches(Protocol):
@@ -147,18 +141,20 @@ async def train_supervised(
         evaluate_every=config.cadence.eval_every,
         save_every=config.cadence.save_every,
     )
-    learning_rates = _learning_rates(config, plan)
+    rates = learning_rates(config.schedule, plan)
     latest = await asyncio.to_thread(folder.checkpoints.latest)
     if latest is not None and latest.final:
         return SFTResult(checkpoint=latest, finished=True)
-    trainer, start = await _trainer(config, service=service, folder=folder, observe=observe)
+    trainer, start = await starting_trainer(
+        config.model, seed=config.seed, service=service, folder=folder, observe=observe
+    )
     first_step = 0 if start is None else start.next_step
     await asyncio.to_thread(folder.metrics.keep_before, first_step)
     await asyncio.to_thread(folder.checkpoints.keep_before, first_step + 1)
     run = _Run(
         config=config,
         plan=plan,
-        learning_rates=learning_rates,
+        learning_rates=rates,
         trainer=trainer,
         data=data,
         folder=folder,
@@ -201,7 +197,9 @@ class _Run:
         if next_step == self.plan.total_steps:
             return SFTResult(checkpoint=await self._end(), finished=True)
         if next_step > (0 if checkpoint is None else checkpoint.next_step):
-            checkpoint = await self._save_stopped(next_step)
+            checkpoint = await save_stopped(
+                self.trainer, next_step=next_step, folder=self.folder, observe=self.observe
+            )
         return SFTResult(checkpoint=checkpoint, finished=False)
 
     async def _submit(self, step: Step) -> _InFlight:
@@ -219,10 +217,12 @@ class _Run:
             seconds_preparing=seconds_preparing,
             evaluations=self._submit_evaluations() if step.evaluate else (),
             forward_backward=self.trainer.forward_backward(data),
-            optim_step=self.trainer.optim_step(self._adam(learning_rate)),
+            optim_step=self.trainer.optim_step(
+                adam_params(self.config.adam, learning_rate=learning_rate)
+            ),
             save=(
                 self.trainer.save_state(
-                    _name(step.index + 1), ttl_seconds=self.config.cadence.ttl_seconds
+                    checkpoint_name(step.index + 1), ttl_seconds=self.config.cadence.ttl_seconds
                 )
                 if step.save and not is_last
                 else None
@@ -255,7 +255,7 @@ class _Run:
         if done.save is None:
             return None, now
         checkpoint = RunCheckpoint(next_step=index + 1, state_path=await done.save)
-        await self._record(checkpoint)
+        await record_checkpoint(checkpoint, folder=self.folder, observe=self.observe)
         return checkpoint, now
 
     async def _end(self) -> RunCheckpoint:
@@ -270,26 +270,8 @@ class _Run:
         checkpoint = RunCheckpoint(
             next_step=total, state_path=await state, sampler_path=await sampler, final=True
         )
-        await self._record(checkpoint)
+        await record_checkpoint(checkpoint, folder=self.folder, observe=self.observe)
         return checkpoint
-
-    async def _save_stopped(self, next_step: int) -> RunCheckpoint:
-        """Saves the state of a run that was asked to stop, unless that takes too long."""
-        try:
-            async with asyncio.timeout(_LAST_SAVE_SECONDS):
-                state_path = await self.trainer.save_state(_name(next_step))
-        except TimeoutError as error:
-            raise ServiceError(
-                f"the engine did not save the state within {_LAST_SAVE_SECONDS:g} seconds; the "
-                "run continues from the checkpoint before"
-            ) from error
-        checkpoint = RunCheckpoint(next_step=next_step, state_path=state_path)
-        await self._record(checkpoint)
-        return checkpoint
-
-    async def _record(self, checkpoint: RunCheckpoint) -> None:
-        await asyncio.to_thread(self.folder.checkpoints.save, checkpoint)
-        self.observe(Saved(checkpoint=checkpoint))
 
     def _submit_evaluations(self) -> tuple[SubmittedEvaluation, ...]:
         return tuple(evaluator.submit(self.trainer) for evaluator in self.data.evaluators)
@@ -303,63 +285,3 @@ class _Run:
         for report in reports:
             self.observe(Evaluated(step=step, report=report))
         return reports
-
-    def _adam(self, learning_rate: float) -> AdamParams:
-        adam = self.config.adam
-        return AdamParams(
-            learning_rate=learning_rate,
-            beta1=adam.beta1,
-            beta2=adam.beta2,
-            eps=adam.eps,
-            weight_decay=adam.weight_decay,
-            grad_clip_norm=adam.grad_clip_norm,
-        )
-
-
-async def _trainer(
-    config: SFTConfig, *, service: Service, folder: RunFolder, observe: Observer
-) -> tuple[Trainer, RunCheckpoint | None]:
-    """The weights to begin with: the latest state that can still be loaded, or new ones."""
-    recorded = await asyncio.to_thread(folder.checkpoints.all)
-    for checkpoint in reversed(recorded):
-        try:
-            return await service.restore(checkpoint.state_path, with_optimizer=True), checkpoint
-        except CheckpointNotFound as error:
-            observe(CheckpointSkipped(checkpoint=checkpoint, reason=str(error)))
-    if recorded:
-        raise ServiceError(
-            f"none of the {len(recorded)} states recorded in {folder.path} can be loaded from "
-            "this engine; continue on the engine that saved them, or begin anew in another "
-            "--run-dir"
-        )
-    if config.model.load_checkpoint is not None:
-        return await service.restore(config.model.load_checkpoint, with_optimizer=False), None
-    lora = NewLoRA(
-        base_model=config.model.model,
-        rank=config.model.lora_rank,
-        seed=config.seed,
-        train_mlp=config.model.train_mlp,
-        train_attn=config.model.train_attn,
-        train_unembed=config.model.train_unembed,
-    )
-    return await service.create(lora), None
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of one epoch's order; unrelated for different runs and different epochs."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-
-
-def _learning_rates(config: SFTConfig, plan: RunPlan) -> Float[np.ndarray, " step"]:
-    """The learning rate of every step of the run."""
-    multipliers = learning_rate_multiplier(
-        config.schedule.lr_schedule,
-        np.arange(plan.total_steps),
-        plan.total_steps,
-        warmup_steps=config.schedule.warmup_steps,
-    )
-    return config.schedule.learning_rate * np.asarray(multipliers, np.float64)
-
-
-def _name(next_step: int) -> str:
-    return f"{next_step:06d}"

@@ -12,8 +12,8 @@ from cookbook_fx.errors import ConfigurationError, ServiceError
 from shell.engine.checkpoints import CheckpointStore, parse_path
 from shell.hub.weights import read_config
 from shell.stores import RunCheckpoints
+from shell.training.beginnings import epoch_seed
 from shell.training.events import CheckpointSkipped, Evaluated, RunBegan, Saved, StepDone
-from shell.training.sft import epoch_seed
 
 TOTAL = 8
 
