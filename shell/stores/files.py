@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cookbook_fx.errors import StorageError
 
@@ -30,11 +31,22 @@ def write_atomically(path: Path, text: str, *, what: str) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written; `path` is unchanged.
     """
+    with replacing(path, what=what) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path, *, what: str) -> Iterator[BinaryIO]:
+    """Gives a file to write, which takes the place of `path` when all of it is on the disk.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; `path` is unchanged.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with storing(path, what=what):
         try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with beside.open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

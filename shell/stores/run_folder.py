@@ -12,24 +12,33 @@ from cookbook_fx.errors import ConfigurationError, DataError
 from shell.stores.checkpoints import RunCheckpoints
 from shell.stores.files import storing, write_atomically
 from shell.stores.metrics import MetricsFile
+from shell.stores.rollouts import BatchesFile, RolloutsFile
 
 JSON = bool | int | float | str | None | list["JSON"] | dict[str, "JSON"]
 _ABSENT = "(absent)"
 
+ROLLOUTS = "rollouts.jsonl"
+BATCHES = "batches.jsonl"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """What a run writes: `config.json`, `metrics.jsonl` and `checkpoints/`.
+    """What a run writes: `config.json`, `metrics.jsonl`, `checkpoints/` and, in reinforcement
+    learning, `rollouts.jsonl` and `batches.jsonl`.
 
     Args:
         path: the folder.
         metrics: `metrics.jsonl`, each step once.
         checkpoints: the places the run can be continued from.
+        rollouts: `rollouts.jsonl`, each episode once.
+        batches: `batches.jsonl`, what was made of them.
     """
 
     path: Path
     metrics: MetricsFile
     checkpoints: RunCheckpoints
+    rollouts: RolloutsFile
+    batches: BatchesFile
 
 
 @contextmanager
@@ -76,6 +85,8 @@ def open_run_folder(
                 path=path,
                 metrics=MetricsFile(path=path / "metrics.jsonl"),
                 checkpoints=checkpoints,
+                rollouts=RolloutsFile(path=path / ROLLOUTS),
+                batches=BatchesFile(path=path / BATCHES),
             )
     finally:
         lock.release()
@@ -124,9 +135,9 @@ def _claim(
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether anything was measured or saved in a run folder."""
+    """Whether anything was rolled out, measured or saved in a run folder."""
     checkpoints = path / "checkpoints"
-    return (path / "metrics.jsonl").exists() or (
+    return any((path / name).exists() for name in ("metrics.jsonl", ROLLOUTS)) or (
         checkpoints.is_dir() and any(checkpoints.iterdir())
     )
 
