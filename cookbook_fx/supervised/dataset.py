@@ -61,13 +61,19 @@ class SupervisedDataset:
         if not 0 <= index < len(self):
             raise ConfigurationError(f"batches go from 0 to {len(self) - 1}, got {index}")
         begin = index * self.batch_size
-        order = _order(len(self.datums), epoch_seed)[begin : begin + self.batch_size]
+        order = epoch_order(len(self.datums), epoch_seed)[begin : begin + self.batch_size]
         return tuple(self.datums[position] for position in order)
 
 
 # Cached, because every batch of an epoch asks for the same order.
 @lru_cache(maxsize=4)
-def _order(size: int, epoch_seed: int | None) -> Int[np.ndarray, " datum"]:
+def epoch_order(size: int, epoch_seed: int | None) -> Int[np.ndarray, " example"]:
+    """The order of an epoch's examples: a permutation that follows from the seed; do not change it.
+
+    Args:
+        size: how many examples there are.
+        epoch_seed: at least 0; None keeps the data's own order.
+    """
     if epoch_seed is None:
         return np.arange(size)
     return np.random.default_rng(epoch_seed).permutation(size)
