@@ -26,11 +26,13 @@ from cookbook_fx.rl.records import BatchRecord as BatchRecord
 from cookbook_fx.rl.records import RecordedGroup as RecordedGroup
 from cookbook_fx.rl.records import RolloutRecord as RolloutRecord
 from cookbook_fx.rl.records import TurnTexts as TurnTexts
+from cookbook_fx.rl.records import batch_record as batch_record
 from cookbook_fx.rl.records import datum_digests as datum_digests
 from cookbook_fx.rl.records import group_records as group_records
 from cookbook_fx.rl.records import groups_of as groups_of
 from cookbook_fx.rl.records import record_from_json as record_from_json
 from cookbook_fx.rl.records import record_to_json as record_to_json
+from cookbook_fx.rl.records import recorded_objective as recorded_objective
 from cookbook_fx.rl.shaping import KLShaped as KLShaped
 from cookbook_fx.rl.shaping import batch_data as batch_data
 from cookbook_fx.rl.shaping import group_advantages as group_advantages

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from cookbook_fx.data import Datum
-from cookbook_fx.errors import DataError
+from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.rl.objective import Objective, data_digest
 from cookbook_fx.rl.trajectory import (
     Metrics,
     RolloutError,
@@ -136,6 +137,7 @@ def group_records(
         At least one record.
 
     Example:
+        >>> from cookbook_fx.rl import RolloutError, Trajectory, TrajectoryGroup, group_records
         >>> nothing = Trajectory(transitions=[], final_ob=[])
         >>> group = TrajectoryGroup(
         ...     trajectories_G=[nothing], final_rewards_G=[1], metrics_G=[{}],
@@ -183,6 +185,7 @@ def groups_of(records: Iterable[RolloutRecord]) -> Iterator[RecordedGroup]:
         DataError: a group's records are not all there, or not in order.
 
     Example:
+        >>> from cookbook_fx.rl import Trajectory, TrajectoryGroup, group_records, groups_of
         >>> nothing = Trajectory(transitions=[], final_ob=[])
         >>> group = TrajectoryGroup(
         ...     trajectories_G=[nothing], final_rewards_G=[1], metrics_G=[{"correct": True}])
@@ -300,6 +303,68 @@ class BatchRecord:
     datum_digests: tuple[str, ...] = ()
     base_logprobs: Rows | None = None
     training_logprobs: Rows | None = None
+
+
+def batch_record(
+    data: Sequence[Datum],
+    objective: Objective,
+    *,
+    step: int,
+    substep: int,
+    minibatch: int,
+    groups: Sequence[int],
+    learning_rate: float,
+    base_logprobs: Sequence[Sequence[Any] | np.ndarray] | None = None,
+    training_logprobs: Sequence[Sequence[Any] | np.ndarray] | None = None,
+) -> BatchRecord:
+    """The record of datums that are sent to be learned from.
+
+    Args:
+        data: as `training_data` made them.
+        objective: what it made them for.
+        step: the training step, from 0.
+        substep: which of the step's optimizer steps.
+        minibatch: which of the substep's batches.
+        groups: indices of the groups they were made of, in their order.
+        learning_rate: the optimizer step's.
+        base_logprobs: as given to `training_data`.
+        training_logprobs: of each datum's targets, as the engine answered.
+
+    Example:
+        >>> ids = np.array([5, 6], np.int32)
+        >>> record = batch_record(
+        ...     [Datum(tokens=ids, target_tokens=ids)], Objective(loss="ppo"),
+        ...     step=0, substep=0, minibatch=0, groups=[0], learning_rate=1e-4)
+        >>> record.num_tokens, record.objective["loss"]
+        (2, 'ppo')
+    """
+    return BatchRecord(
+        step=step,
+        substep=substep,
+        minibatch=minibatch,
+        groups=tuple(groups),
+        objective={name: getattr(objective, name) for name in objective.__slots__}
+        | {"loss_config": dict(objective.loss_config)},
+        learning_rate=learning_rate,
+        digest=data_digest(data),
+        num_datums=len(data),
+        num_tokens=sum(datum.length for datum in data),
+        datum_digests=datum_digests(data),
+        base_logprobs=_float32_rows(base_logprobs),
+        training_logprobs=_float32_rows(training_logprobs),
+    )
+
+
+def recorded_objective(record: BatchRecord) -> Objective:
+    """The objective of a batch's record.
+
+    Raises:
+        DataError: this version of the library knows no such objective.
+    """
+    try:
+        return Objective(**record.objective)
+    except (TypeError, ConfigurationError) as error:
+        raise DataError(f"the recorded objective cannot be used: {error}") from error
 
 
 def batch_to_json(record: BatchRecord) -> JSONObject:
@@ -516,6 +581,16 @@ def _array(values: Any, dtype: type[np.generic]) -> np.ndarray:
     return np.array(values, dtype).reshape(len(values))
 
 
+def _float32_rows(rows: Sequence[Sequence[Any] | np.ndarray] | None) -> Rows | None:
+    return None if rows is None else tuple(_float32(row) for row in rows)
+
+
+def _float32(values: Sequence[Any] | np.ndarray) -> Float32[np.ndarray, " token"]:
+    # None, which stands for an unknown log-probability, becomes nan.
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
+
+
 def _rows_to_json(rows: Rows | None) -> list[list[float | str]] | None:
     return None if rows is None else [_floats(row) for row in rows]
 
@@ -536,9 +611,7 @@ def _finite(value: float) -> float | str:
 
 def _floats(values: Sequence[Any] | np.ndarray) -> list[float | str]:
     """Numbers that print short and are the float32 of `values` when read."""
-    # None, which stands for an unknown log-probability, becomes nan.
-    with np.errstate(over="ignore"):
-        array = np.asarray(values, np.float32)
+    array = _float32(values)
     numbers: list[float | str] = _shortest(array).tolist()
     if np.isfinite(array).all():
         return numbers
