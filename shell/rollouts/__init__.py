@@ -1,5 +1,7 @@
 """Episodes: environments, the policies that act in them, and who runs them."""
 
+from shell.rollouts.attempts import CancelledWithin as CancelledWithin
+from shell.rollouts.attempts import TimeLimitExceeded as TimeLimitExceeded
 from shell.rollouts.completers import ContextOverflow as ContextOverflow
 from shell.rollouts.completers import GroupTokenCompleter as GroupTokenCompleter
 from shell.rollouts.completers import MessageCompleter as MessageCompleter
@@ -16,6 +18,17 @@ from shell.rollouts.env import RLDataset as RLDataset
 from shell.rollouts.env import RLDatasetBuilder as RLDatasetBuilder
 from shell.rollouts.env import StepResult as StepResult
 from shell.rollouts.env import StopCondition as StopCondition
+from shell.rollouts.episode import do_single_rollout as do_single_rollout
 from shell.rollouts.limits import ParseErrorPolicy as ParseErrorPolicy
 from shell.rollouts.limits import RolloutLimits as RolloutLimits
 from shell.rollouts.limits import TerminationRewardPolicy as TerminationRewardPolicy
+from shell.rollouts.options import DEFAULT_OPTIONS as DEFAULT_OPTIONS
+from shell.rollouts.options import RolloutOptions as RolloutOptions
+from shell.rollouts.options import agentic as agentic
+from shell.rollouts.options import simple as simple
+from shell.rollouts.rollouts import do_batch_rollout as do_batch_rollout
+from shell.rollouts.rollouts import do_group_rollout as do_group_rollout
+from shell.rollouts.strategies import FailFast as FailFast
+from shell.rollouts.strategies import MinViableGroup as MinViableGroup
+from shell.rollouts.strategies import RetryOnFailure as RetryOnFailure
+from shell.rollouts.strategies import RolloutStrategy as RolloutStrategy
