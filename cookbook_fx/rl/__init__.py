@@ -33,6 +33,8 @@ from cookbook_fx.rl.records import groups_of as groups_of
 from cookbook_fx.rl.records import record_from_json as record_from_json
 from cookbook_fx.rl.records import record_to_json as record_to_json
 from cookbook_fx.rl.records import recorded_objective as recorded_objective
+from cookbook_fx.rl.rollout_errors import RolloutErrorCounts as RolloutErrorCounts
+from cookbook_fx.rl.rollout_errors import count_rollout_errors as count_rollout_errors
 from cookbook_fx.rl.shaping import KLShaped as KLShaped
 from cookbook_fx.rl.shaping import batch_data as batch_data
 from cookbook_fx.rl.shaping import group_advantages as group_advantages
