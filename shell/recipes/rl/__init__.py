@@ -1,0 +1,1 @@
+"""Tasks to learn by reinforcement. This file loads nothing, so that `--help` is quick."""
