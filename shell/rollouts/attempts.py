@@ -60,11 +60,19 @@ async def attempted(work: Awaitable[Result], *, doing: str) -> Result | Failure:
     return Failure(error)
 
 
-async def within(seconds: float | None, work: Awaitable[Result], *, limit: str) -> Result:
+async def within(
+    seconds: float | None, work: Awaitable[Result], *, what: str, limit: str
+) -> Result:
     """Waits for `work`, but no longer than `seconds`; None is no bound.
 
+    Args:
+        seconds: the bound.
+        work: what may take too long.
+        what: the work as a noun, for the error.
+        limit: the name of the bound, for the error.
+
     Raises:
-        TimeLimitExceeded: it took longer; `limit` names the bound.
+        TimeLimitExceeded: it took longer.
     """
     clock = asyncio.timeout(seconds)
     try:
@@ -74,7 +82,7 @@ async def within(seconds: float | None, work: Awaitable[Result], *, limit: str) 
         if not clock.expired():
             raise
         raise TimeLimitExceeded(
-            f"it took longer than {seconds:g} seconds; find out what hangs, or raise `{limit}`"
+            f"{what} took longer than {seconds:g} seconds; find out what hangs, or raise `{limit}`"
         ) from error
 
 
@@ -93,5 +101,8 @@ async def owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
         return
     except BaseExceptionGroup as errors:
         first = errors.exceptions[0]
+        if is_cancelled():
+            # A task failed first and the others took their time to end; being told to end counts.
+            raise asyncio.CancelledError from first
     # Outside of the handler, so that the group does not show as its context.
     raise first

@@ -1,10 +1,9 @@
 """One episode: prompt, action, observation, action, until the environment or a limit ends it."""
 
 import asyncio
-import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +11,23 @@ from jaxtyping import Int
 
 from cookbook_fx.errors import DataError
 from cookbook_fx.rl import StopReason, Trajectory, Transition
-from cookbook_fx.rl.trajectory import Metrics, Reward
+from cookbook_fx.rl.trajectory import Logs, Metrics, Reward
 from cookbook_fx.tokens import TokensWithLogprobs
 from shell.rollouts.attempts import Result, is_cancelled, within
+from shell.rollouts.checks import (
+    checked_answer,
+    checked_mapping,
+    checked_metrics,
+    checked_reward,
+    checked_stop,
+    kind,
+    token_ids,
+)
 from shell.rollouts.completers import ContextOverflow, TokenCompleter
 from shell.rollouts.env import (
     ActionExtra,
     Env,
     InitialObservationOverflow,
-    Observation,
     StepResult,
     StopCondition,
 )
@@ -28,7 +35,6 @@ from shell.rollouts.limits import Progress, RolloutLimits
 from shell.rollouts.options import DEFAULT_OPTIONS, RolloutOptions
 
 STOP_METRIC_PREFIX = "stop/"
-_INT32_MAX = np.iinfo(np.int32).max
 
 
 class Prompt(NamedTuple):
@@ -66,10 +72,8 @@ class Seeds(NamedTuple):
         """
         if self.group is None:
             return None
-        words = [self.group, self.member, turn]
-        if self.attempt:
-            words.append(self.attempt)
-        return int(np.random.SeedSequence(words).generate_state(1)[0])
+        words = np.random.SeedSequence([self.group, self.member, turn, self.attempt])
+        return int(words.generate_state(1)[0])
 
 
 async def do_single_rollout(
@@ -119,20 +123,17 @@ async def begin(env: Env, *, limits: RolloutLimits) -> Prompt | Trajectory:
     except TimeoutError:
         if not clock.expired():
             raise
-        return _empty_episode(_stopped({}, StopReason.ROLLOUT_TIMEOUT))
+        return _without_actions(StopReason.ROLLOUT_TIMEOUT)
     where = f"{type(env).__name__}.initial_observation"
     if isinstance(initial, InitialObservationOverflow):
-        reason = _stop_reason(initial.metrics) or StopReason.MAX_TOKENS
-        turn = _empty_turn(_stopped(initial.metrics, reason))
-        turn = replace(turn, reward=checked_reward(initial.reward, where=where), logs=initial.logs)
-        return Trajectory(transitions=(turn,), final_ob=turn.ob, stop_reason=reason)
+        return _overflown(initial, where=where)
     if not isinstance(initial, tuple) or len(initial) != 2:
         raise DataError(
             f"{where} must return an observation and a stop condition, or an "
-            f"InitialObservationOverflow; got {_kind(initial)}"
+            f"InitialObservationOverflow; got {kind(initial)}"
         )
     observation, stop = initial
-    return Prompt(_token_ids(observation, where=where), _checked_stop(stop, where=where))
+    return Prompt(token_ids(observation, where=where), checked_stop(stop, where=where))
 
 
 def deadline_from_now(limits: RolloutLimits) -> float | None:
@@ -209,7 +210,7 @@ class _Episode:
     def stopped(self, reason: StopReason) -> Trajectory:
         """The turns so far, the last one marked with the reason."""
         if not self.transitions:
-            return _empty_episode(_stopped({}, reason), final_ob=self.prompt.observation)
+            return _without_actions(reason, final_ob=self.prompt.observation)
         *earlier, last = self.transitions
         last = replace(last, episode_done=True, metrics=_stopped(last.metrics, reason))
         return Trajectory(
@@ -243,7 +244,7 @@ class _Episode:
         result = await self.env.step(np.asarray(answer.tokens, np.int64).tolist(), extra=extra)
         where = f"{type(self.env).__name__}.step"
         if not isinstance(result, StepResult):
-            raise DataError(f"{where} must return a StepResult, got {_kind(result)}")
+            raise DataError(f"{where} must return a StepResult, got {kind(result)}")
         self.transitions.append(
             Transition(
                 ob=self.prompt.observation,
@@ -251,79 +252,21 @@ class _Episode:
                 reward=checked_reward(result.reward, where=where),
                 episode_done=bool(result.episode_done),
                 metrics=checked_metrics(result.metrics, where=where),
-                logs=result.logs,
+                logs=checked_mapping(result.logs, where=where),
             )
         )
         self.prompt = Prompt(
-            _token_ids(result.next_observation, where=where),
-            _checked_stop(result.next_stop_condition, where=where),
+            token_ids(result.next_observation, where=where),
+            checked_stop(result.next_stop_condition, where=where),
         )
         return bool(result.episode_done)
 
 
 async def within_sample_time(request: Awaitable[Result], *, limits: RolloutLimits) -> Result:
     """A request to the policy, ended after `sample_seconds`."""
-    return await within(limits.sample_seconds, request, limit="sample_seconds")
-
-
-def checked_answer(answer: object, policy: object) -> TokensWithLogprobs:
-    """What a policy returned; DataError if it is no answer."""
-    if not isinstance(answer, TokensWithLogprobs):
-        raise DataError(
-            f"the policy {type(policy).__name__} must answer with TokensWithLogprobs, got "
-            f"{_kind(answer)}"
-        )
-    return answer
-
-
-def checked_reward(reward: object, *, where: str) -> Reward:
-    """A reward; DataError if it is no finite number."""
-    # By type, as math.isfinite would read numbers out of one-element arrays.
-    if not isinstance(reward, (Real, np.bool_)) or not math.isfinite(reward):
-        raise DataError(f"{where} must give a finite number as the reward, got {reward!r}")
-    return reward
-
-
-def checked_metrics(metrics: object, *, where: str) -> Metrics:
-    """Metrics; DataError if they are not numbers by name."""
-    if not isinstance(metrics, Mapping):
-        raise DataError(f"{where} must give metrics as a mapping, got {_kind(metrics)}")
-    for name, value in metrics.items():
-        if not isinstance(value, (Real, np.bool_)):
-            raise DataError(
-                f"{where} must give numbers as metrics, got {value!r} for {name!r}; put anything "
-                "else into the logs"
-            )
-    return metrics
-
-
-def _token_ids(values: Observation, *, where: str) -> Int[np.ndarray, " token"]:
-    """A copy, as an environment may go on writing into its list."""
-    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
-        raise DataError(
-            f"{where} must give token ids as the observation, an array or a list; got "
-            f"{_kind(values)}"
-        )
-    ids = np.asarray(values)
-    if ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1):
-        raise DataError(
-            f"{where} must give integers in one dimension as the observation, got an array of "
-            f"{ids.dtype} of shape {ids.shape}"
-        )
-    if ids.size and not (0 <= ids.min() and ids.max() <= _INT32_MAX):
-        raise DataError(
-            f"{where} must give token ids from 0 to {_INT32_MAX}, got {ids.min()} to {ids.max()}"
-        )
-    return np.array(ids, np.int32)
-
-
-def _checked_stop(stop: object, *, where: str) -> StopCondition:
-    if not isinstance(stop, Sequence) or isinstance(stop, (str, bytes)):
-        raise DataError(
-            f"{where} must give the stop condition as a sequence of strings or of token ids, got "
-            f"{stop!r}"
-        )
-    return tuple(stop)
+    return await within(
+        limits.sample_seconds, request, what="a request to the policy", limit="sample_seconds"
+    )
 
 
 def _stop_reason(metrics: Mapping[str, Any]) -> str | None:
@@ -340,28 +283,37 @@ def _stopped(metrics: Metrics, reason: str) -> Metrics:
     return others | {f"{STOP_METRIC_PREFIX}{reason}": 1.0}
 
 
-def _empty_episode(
-    metrics: Metrics, *, final_ob: Int[np.ndarray, " token"] | None = None
-) -> Trajectory:
-    """An episode that ended before its first action."""
-    turn = _empty_turn(metrics)
-    return Trajectory(
-        transitions=(turn,),
-        final_ob=turn.ob if final_ob is None else final_ob,
-        stop_reason=_stop_reason(metrics),
-    )
-
-
-def _empty_turn(metrics: Metrics) -> Transition:
-    """Carries what is known of an episode without actions; no token of it is trained on."""
-    return Transition(
-        ob=np.zeros(0, np.int32),
-        ac=TokensWithLogprobs(tokens=[], maybe_logprobs=[]),
-        reward=0.0,
-        episode_done=True,
+def _overflown(initial: InitialObservationOverflow, *, where: str) -> Trajectory:
+    metrics = checked_metrics(initial.metrics, where=where)
+    return _without_actions(
+        _stop_reason(metrics) or StopReason.MAX_TOKENS,
+        reward=checked_reward(initial.reward, where=where),
         metrics=metrics,
+        logs=checked_mapping(initial.logs, where=where),
     )
 
 
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+def _without_actions(
+    reason: str,
+    *,
+    final_ob: Int[np.ndarray, " token"] = _NO_TOKENS,
+    reward: Reward = 0.0,
+    metrics: Metrics = MappingProxyType({}),
+    logs: Logs = MappingProxyType({}),
+) -> Trajectory:
+    """An episode that ended before its first action.
+
+    Its one turn is empty and carries what is known of it; no token of it is trained on.
+    """
+    turn = Transition(
+        ob=_NO_TOKENS,
+        ac=TokensWithLogprobs(tokens=[], maybe_logprobs=[]),
+        reward=reward,
+        episode_done=True,
+        metrics=_stopped(metrics, reason),
+        logs=logs,
+    )
+    return Trajectory(transitions=(turn,), final_ob=final_ob, stop_reason=reason)

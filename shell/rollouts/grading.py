@@ -7,8 +7,8 @@ from cookbook_fx.errors import DataError
 from cookbook_fx.rl import StopReason, Trajectory, TrajectoryGroup
 from cookbook_fx.rl.trajectory import Metrics, Reward
 from shell.rollouts.attempts import within
+from shell.rollouts.checks import checked_metrics, checked_reward
 from shell.rollouts.env import Env, EnvGroupBuilder
-from shell.rollouts.episode import checked_metrics, checked_reward
 from shell.rollouts.limits import TerminationRewardPolicy
 
 ZERO_REWARD_ON_LIMIT = "zero_reward_on_limit"
@@ -37,7 +37,12 @@ async def graded(
     if not _is_skipped(trajectories, policy):
         envs = [each.env for each in finished]
         grading = builder.compute_group_rewards(trajectories, envs)
-        given = await within(policy.grader_timeout_seconds, grading, limit="grader_timeout_seconds")
+        given = await within(
+            policy.grader_timeout_seconds,
+            grading,
+            what=f"{type(builder).__name__}.compute_group_rewards",
+            limit="grader_timeout_seconds",
+        )
         rewards = _checked(given, builder, count=len(finished))
     lowered = [
         _lowered(reward, trajectory) if policy.lowers(trajectory.stop_reason) else reward

@@ -10,13 +10,13 @@ from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.rl import RolloutError, Trajectory, TrajectoryGroup
 from cookbook_fx.tokens import TokensWithLogprobs
 from shell.rollouts.attempts import Failure, Result, attempted, owned_tasks, within
+from shell.rollouts.checks import checked_answer
 from shell.rollouts.completers import ContextOverflow, GroupTokenCompleter, TokenCompleter
 from shell.rollouts.env import Env, EnvGroupBuilder
 from shell.rollouts.episode import (
     Prompt,
     Seeds,
     begin,
-    checked_answer,
     deadline_from_now,
     play,
     within_sample_time,
@@ -160,8 +160,7 @@ class _GroupRun:
         return outcome if isinstance(outcome, Failure) else None
 
     async def _clean_up(self) -> None:
-        seconds = self.options.limits.rollout_seconds
-        await within(seconds, self.builder.cleanup(), limit="rollout_seconds")
+        await self._within_limit(self.builder.cleanup(), what=f"{self.name}.cleanup")
 
     def record(self, failure: Failure) -> None:
         """Keeps the error of a failure, unless it ends the run."""
@@ -197,8 +196,11 @@ class _GroupRun:
         return [each for each in played if each is not None]
 
     async def _make_envs(self) -> Sequence[Env]:
+        return await self._within_limit(self._checked_envs(), what=f"{self.name}.make_envs")
+
+    async def _within_limit(self, work: Awaitable[Result], *, what: str) -> Result:
         seconds = self.options.limits.rollout_seconds
-        return await within(seconds, self._checked_envs(), limit="rollout_seconds")
+        return await within(seconds, work, what=what, limit="rollout_seconds")
 
     async def _checked_envs(self) -> Sequence[Env]:
         envs = await self.builder.make_envs()

@@ -8,10 +8,8 @@ from cookbook_fx.errors import ConfigurationError
 
 
 class Verdict(StrEnum):
-    """What to do about a failure."""
+    """What to do about a failure that does not end the run."""
 
-    RAISE = "raise"
-    """End everything with the error."""
     RETRY = "retry"
     """Play the episode again in a new environment."""
     LEAVE_OUT = "leave_out"
@@ -93,7 +91,9 @@ def _check_retries(max_retries: int) -> None:
 RolloutStrategy = FailFast | RetryOnFailure | MinViableGroup
 
 
-def after_failure(strategy: RolloutStrategy, *, size: int, lost: int, retries: int) -> Verdict:
+def after_failure(
+    strategy: RetryOnFailure | MinViableGroup, *, size: int, lost: int, retries: int
+) -> Verdict:
     """What to do about an episode that just failed.
 
     Args:
@@ -110,8 +110,6 @@ def after_failure(strategy: RolloutStrategy, *, size: int, lost: int, retries: i
         >>> after_failure(MinViableGroup(), size=4, lost=1, retries=3).value
         'give_up'
     """
-    if isinstance(strategy, FailFast):
-        return Verdict.RAISE
     if size - lost - 1 >= strategy.floor(size):
         return Verdict.LEAVE_OUT
     return Verdict.RETRY if retries < strategy.max_retries else Verdict.GIVE_UP
