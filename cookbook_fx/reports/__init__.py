@@ -11,6 +11,11 @@ from cookbook_fx.reports.colorized import tokens_and_weights as tokens_and_weigh
 from cookbook_fx.reports.records import EvaluationReport as EvaluationReport
 from cookbook_fx.reports.records import OptimizerReport as OptimizerReport
 from cookbook_fx.reports.records import PolicyReport as PolicyReport
+from cookbook_fx.reports.records import PreferenceEvaluationReport as PreferenceEvaluationReport
+from cookbook_fx.reports.records import PreferenceStepReport as PreferenceStepReport
+from cookbook_fx.reports.records import ReinforcementStepReport as ReinforcementStepReport
+from cookbook_fx.reports.records import Report as Report
+from cookbook_fx.reports.records import RolloutReport as RolloutReport
 from cookbook_fx.reports.records import SupervisedStepReport as SupervisedStepReport
 from cookbook_fx.reports.records import TimeReport as TimeReport
 from cookbook_fx.reports.records import flatten as flatten

@@ -3,7 +3,7 @@
 Names are tinker-cookbook's where the thing is the same, so that dashboards made for it work.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.numerics import PolicyDiagnostics, SampleTrainKL
-from cookbook_fx.rl import TrajectoryReport
+from cookbook_fx.preference import PairPreparation, PreferenceReport
+from cookbook_fx.rl import RolloutErrorCounts, TrajectoryReport
 from cookbook_fx.runs import Step
 from cookbook_fx.supervised import LikelihoodReport, Preparation
 
@@ -32,6 +33,74 @@ class SupervisedStepReport:
     step: Step
     learning_rate: float
     batch: LikelihoodReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforcementStepReport:
+    """One step of reinforcement learning.
+
+    Args:
+        step: which one.
+        total_steps: steps of the whole run.
+        learning_rate: the optimizer's at this step.
+        num_groups: groups rolled out.
+        num_datums: trained on; 0 where no group had anything to teach.
+        num_tokens: tokens of those that the model read.
+        num_updates: optimizer steps; 0 where there was no datum.
+        mean_reward: over all episodes, those not trained on included.
+    """
+
+    step: Step
+    total_steps: int
+    learning_rate: float
+    num_groups: int
+    num_datums: int
+    num_tokens: int
+    num_updates: int
+    mean_reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutReport:
+    """Where a step's episodes come from and what went wrong with them.
+
+    Args:
+        errors: what failed.
+        sampler_steps: for each group the steps done by the weights it was begun with.
+        seconds: for each group how long its episodes took.
+    """
+
+    errors: RolloutErrorCounts
+    sampler_steps: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceStepReport:
+    """One step on preferences.
+
+    Args:
+        step: which one.
+        learning_rate: the optimizer's at this step.
+        batch: how well its pairs were told apart before it.
+    """
+
+    step: Step
+    learning_rate: float
+    batch: PreferenceReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceEvaluationReport:
+    """How well held-out pairs are told apart.
+
+    Args:
+        name: the held-out set's; begins the names of its numbers.
+        preferences: over the whole set.
+    """
+
+    name: str = "test"
+    preferences: PreferenceReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +158,11 @@ class PolicyReport:
 
 Report = (
     SupervisedStepReport
+    | PreferenceStepReport
+    | PreferenceEvaluationReport
+    | PairPreparation
+    | ReinforcementStepReport
+    | RolloutReport
     | EvaluationReport
     | OptimizerReport
     | TimeReport
@@ -119,10 +193,21 @@ def flatten(*reports: Report) -> Metrics:
     return metrics
 
 
-def _named(report: Report) -> Iterable[tuple[str, float | int]]:
+def _named(report: Report) -> Iterable[tuple[str, float | int]]:  # noqa: C901  # a case a report
     match report:
         case SupervisedStepReport():
             return _supervised_step(report).items()
+        case ReinforcementStepReport():
+            return _reinforcement_step(report).items()
+        case RolloutReport():
+            return _rollouts(report).items()
+        case PreferenceStepReport():
+            return _preference_step(report).items()
+        case PreferenceEvaluationReport():
+            measured = _preferences(report.preferences)
+            return [(f"{report.name}/{name}", value) for name, value in measured.items()]
+        case PairPreparation():
+            return _pair_preparation(report).items()
         case EvaluationReport():
             return _evaluation(report).items()
         case OptimizerReport():
@@ -150,6 +235,76 @@ def _supervised_step(report: SupervisedStepReport) -> Metrics:
         "num_loss_tokens": batch.num_loss_tokens,
         "train_mean_nll": batch.mean_nll,
     } | _known("train_mean_bpb", batch.bits_per_byte)
+
+
+def _reinforcement_step(report: ReinforcementStepReport) -> Metrics:
+    return {
+        "progress/epoch": report.step.epoch,
+        "progress/batch": report.step.index,
+        "progress/done_frac": (report.step.index + 1) / report.total_steps,
+        "optim/lr": report.learning_rate,
+        "optim/num_updates": report.num_updates,
+        "train/num_groups": report.num_groups,
+        "train/num_datums": report.num_datums,
+        "train/num_tokens": report.num_tokens,
+    }
+
+
+def _rollouts(report: RolloutReport) -> Metrics:
+    by_type = report.errors.by_type
+    return {
+        **{f"rollout_errors/{kind}": count for kind, count in by_type.items()},
+        "rollout_errors/total": sum(by_type.values()),
+        "rollout_errors/groups_skipped": report.errors.groups_skipped,
+        **_spread("sampling_client/step", report.sampler_steps),
+        **_spread("time/sampling_time", report.seconds),
+    }
+
+
+def _spread(name: str, values: Sequence[float | int]) -> Metrics:
+    if not values:
+        return {}
+    mean = sum(values) / len(values)
+    return {f"{name}_max": max(values), f"{name}_min": min(values), f"{name}_mean": mean}
+
+
+def _preference_step(report: PreferenceStepReport) -> Metrics:
+    return {
+        "epoch": report.step.epoch,
+        "progress": report.step.progress,
+        "learning_rate": report.learning_rate,
+        "num_tokens": report.batch.num_tokens,
+    } | _preferences(report.batch)
+
+
+def _preferences(report: PreferenceReport) -> Metrics:
+    always: Metrics = {
+        f"{report.loss_name}_loss": report.loss,
+        "num_pairs": report.num_pairs,
+        "num_ties": report.num_ties,
+    }
+    return (
+        always
+        | _known("accuracy", report.accuracy)
+        | _known("margin", report.margin)
+        | _known("chosen_reward", report.chosen_reward)
+        | _known("rejected_reward", report.rejected_reward)
+    )
+
+
+def _pair_preparation(report: PairPreparation) -> Metrics:
+    return {
+        "data/comparisons": report.comparisons,
+        "data/pairs": report.pairs,
+        "data/ties": report.ties,
+        "data/dropped_ties": report.dropped_ties,
+        "data/equal": report.equal,
+        "data/truncated": report.truncated,
+        "data/cut_off": report.cut_off,
+        "data/nothing_to_train": report.nothing_to_train,
+        "data/tokens": report.tokens,
+        "data/loss_tokens": report.loss_tokens,
+    }
 
 
 def _evaluation(report: EvaluationReport) -> Metrics:

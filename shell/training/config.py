@@ -143,6 +143,75 @@ class Cadence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RLCadence:
+    """What is done how often; changes nothing about the weights a run ends with.
+
+    Args:
+        eval_every: evaluate before every so many steps, the first included, besides at the end;
+            None is at the end only.
+        save_every: save the state after every so many steps, besides at the end; None is at the
+            end only.
+        ttl_seconds: states saved on the way are deleted after so many seconds, those of a finished
+            or stopped run never; None keeps them all.
+    """
+
+    eval_every: int | None = 20
+    save_every: int | None = 20
+    ttl_seconds: int | None = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingChoice:
+    """How the policy answers while it learns.
+
+    Args:
+        max_tokens: the longest action, in tokens.
+        temperature: 0 always takes the likeliest token.
+        top_k: sample from the likeliest so many tokens only; -1 from all.
+        top_p: sample from the likeliest tokens that make up this probability only; 1 from all.
+        context_window: tokens that prompt and action may have together; None leaves that to the
+            engine.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    context_window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigurationError(f"`max_tokens` must be at least 1, got {self.max_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigurationError(
+                f"`temperature` must be a number from 0 on, got {self.temperature}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KLReference:
+    """The policy that a KL penalty pulls towards.
+
+    Args:
+        base_model: a base model by the engine's name for it; None is the one that is trained.
+        load_checkpoint: weights saved for sampling, a tinker:// path, instead of a base model.
+
+    Raises:
+        ConfigurationError: both are given.
+    """
+
+    base_model: str | None = None
+    load_checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_model is not None and self.load_checkpoint is not None:
+            raise ConfigurationError(
+                "the KL reference is a base model or a checkpoint, one of the two; got "
+                f"base_model={self.base_model!r}, load_checkpoint={self.load_checkpoint!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SFTConfig:
     """Everything the supervised loop is told.
 

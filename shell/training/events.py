@@ -3,7 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cookbook_fx.reports import EvaluationReport, SupervisedStepReport
+from cookbook_fx.reports import (
+    PreferenceStepReport,
+    ReinforcementStepReport,
+    Report,
+    SupervisedStepReport,
+)
+from cookbook_fx.rl.records import RecordedGroup
 from shell.stores import RunCheckpoint
 
 
@@ -25,19 +31,34 @@ class Evaluated:
     """The weights after `step` steps were measured on held-out data."""
 
     step: int
-    report: EvaluationReport
+    report: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRolledOut:
+    """The episodes of a group are done and on the disk.
+
+    Args:
+        recorded: the group, for which step it is and which of its groups.
+        num_groups: groups of that step.
+        reused: whether it was rolled out before the run was interrupted.
+    """
+
+    recorded: RecordedGroup
+    num_groups: int
+    reused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """One optimizer step is done and its row is written.
+    """One step is done and its row is written.
 
     Args:
-        report: which step, and how likely its batch was to the weights before it.
+        report: which step, and what it learnt from.
         seconds: wall-clock time since the step before was done.
     """
 
-    report: SupervisedStepReport
+    report: SupervisedStepReport | PreferenceStepReport | ReinforcementStepReport
     seconds: float
 
 
@@ -56,7 +77,14 @@ class CheckpointSkipped:
     reason: str
 
 
-Event = RunBegan | Evaluated | StepDone | Saved | CheckpointSkipped
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advised:
+    """The run's settings can work, and others commonly work better."""
+
+    advice: str
+
+
+Event = RunBegan | Evaluated | GroupRolledOut | StepDone | Saved | CheckpointSkipped | Advised
 Observer = Callable[[Event], None]
 
 
