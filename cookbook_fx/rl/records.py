@@ -56,9 +56,9 @@ class RolloutRecord:
     Args:
         step: the training step it is for, from 0.
         group: index of its group among the step's.
-        member: its index in the group; those that failed come last.
-        group_size: episodes of the group, failed ones included. A group without any has one record
-            that holds no episode, so that it is known to be done.
+        member: its index in the group; failures come last.
+        group_size: records of the group, those of failures included. A group without any has one
+            that holds no episode and has size 0, so that it is known to be done.
         sampler_step: steps done by the weights it was begun with.
         tags: its group's logging tags.
         seed: its group's.

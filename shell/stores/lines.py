@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,7 +40,9 @@ def append_lines(path: Path, values: Iterable[Any], *, what: str) -> None:
             _write(file.fileno(), data)
             os.fsync(file.fileno())
         except OSError:
-            file.truncate(size)
+            # Where even this fails, a torn end stays, as after a crash.
+            with suppress(OSError):
+                file.truncate(size)
             raise
 
 
