@@ -348,7 +348,7 @@ def preference_report(
     labeled = metrics.labeled
     count = int(labeled.num_pairs)
 
-    def known(value: Array) -> float | None:
+    def known(value: Float[AnyArray, ""]) -> float | None:
         return float(value) if count else None
 
     return PreferenceReport(

@@ -68,12 +68,14 @@ class SupervisedDataset:
 # Cached, because every batch of an epoch asks for the same order.
 @lru_cache(maxsize=4)
 def epoch_order(size: int, epoch_seed: int | None) -> Int[np.ndarray, " example"]:
-    """The order of an epoch's examples: a permutation that follows from the seed; do not change it.
+    """The order of an epoch's examples: a permutation that follows from the seed.
 
     Args:
         size: how many examples there are.
         epoch_seed: at least 0; None keeps the data's own order.
     """
-    if epoch_seed is None:
-        return np.arange(size)
-    return np.random.default_rng(epoch_seed).permutation(size)
+    in_order = np.arange(size)
+    order = in_order if epoch_seed is None else np.random.default_rng(epoch_seed).permutation(size)
+    # Whoever asks next is given the same array.
+    order.setflags(write=False)
+    return order

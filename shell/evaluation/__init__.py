@@ -2,3 +2,6 @@
 
 from shell.evaluation.nll import NLLEvaluator as NLLEvaluator
 from shell.evaluation.nll import SubmittedEvaluation as SubmittedEvaluation
+from shell.evaluation.preference import PreferenceEvaluator as PreferenceEvaluator
+from shell.evaluation.preference import ReferenceScores as ReferenceScores
+from shell.evaluation.preference import SubmittedPreferences as SubmittedPreferences

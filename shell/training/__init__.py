@@ -6,3 +6,6 @@ from shell.training.config import ChatData as ChatData
 from shell.training.config import ModelChoice as ModelChoice
 from shell.training.config import Schedule as Schedule
 from shell.training.config import SFTConfig as SFTConfig
+from shell.training.dpo_config import DPOConfig as DPOConfig
+from shell.training.dpo_config import PreferenceChoice as PreferenceChoice
+from shell.training.dpo_config import PreferenceData as PreferenceData
