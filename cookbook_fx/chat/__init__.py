@@ -10,6 +10,7 @@ from cookbook_fx.chat.message import ROLES as ROLES
 from cookbook_fx.chat.message import Conversation as Conversation
 from cookbook_fx.chat.message import Message as Message
 from cookbook_fx.chat.message import content_of as content_of
+from cookbook_fx.chat.message import declaring_tools as declaring_tools
 from cookbook_fx.chat.parts import ImagePart as ImagePart
 from cookbook_fx.chat.parts import Part as Part
 from cookbook_fx.chat.parts import TextPart as TextPart

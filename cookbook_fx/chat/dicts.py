@@ -10,10 +10,9 @@ a key that would change the conversation and cannot be kept is refused.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from cookbook_fx.chat.message import ROLES, Conversation, Message, content_of
+from cookbook_fx.chat.message import ROLES, Conversation, Message, content_of, declaring_tools
 from cookbook_fx.chat.parts import (
     ImagePart,
     Part,
@@ -58,7 +57,7 @@ def conversation_from_dict(row: Mapping[str, Any]) -> Conversation:
     if not messages:
         raise DataError("a conversation needs at least one message, got an empty list")
     conversation = tuple(_numbered(message, index) for index, message in enumerate(messages))
-    return _declaring(_tools(row.get("tools")), conversation)
+    return declaring_tools(conversation, _tools(row.get("tools")))
 
 
 def conversation_to_dict(conversation: Sequence[Message]) -> dict[str, Any]:
@@ -181,17 +180,6 @@ def _numbered(message: Any, index: int) -> Message:
         return message_from_dict(message)
     except DataError as error:
         raise DataError(f"message {index}: {error}") from error
-
-
-def _declaring(tools: tuple[ToolSpec, ...], conversation: Conversation) -> Conversation:
-    if not tools:
-        return conversation
-    first, *rest = conversation
-    if first.role not in ("system", "developer"):
-        return (Message(role="system", content="", tools=tools), *conversation)
-    if first.tools:
-        raise DataError("tools are declared both beside the messages and in message 0")
-    return (replace(first, tools=tools), *rest)
 
 
 def _content(message: Mapping[str, Any], *, may_be_absent: bool) -> str | tuple[Part, ...]:

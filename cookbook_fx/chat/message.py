@@ -1,7 +1,7 @@
 """What is said by whom."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cookbook_fx.chat.parts import (
     Part,
@@ -95,6 +95,30 @@ class Message:
 
 
 Conversation = tuple[Message, ...]
+
+
+def declaring_tools(conversation: Conversation, tools: Sequence[ToolSpec]) -> Conversation:
+    """The conversation in which a model is told of tools from the start.
+
+    Its first message declares them if that is the system's or developer's, else an empty system
+    message put before it.
+
+    Raises:
+        DataError: the first message declares tools already.
+
+    Example:
+        >>> now = ToolSpec(name="now", description="The time.", parameters={"type": "object"})
+        >>> [m.role for m in declaring_tools((Message(role="user", content="Hi"),), [now])]
+        ['system', 'user']
+    """
+    if not tools:
+        return conversation
+    if not conversation or conversation[0].role not in ("system", "developer"):
+        return (Message(role="system", content="", tools=tuple(tools)), *conversation)
+    first, *rest = conversation
+    if first.tools:
+        raise DataError("tools are declared both beside the messages and in message 0")
+    return (replace(first, tools=tuple(tools)), *rest)
 
 
 def content_of(parts: Sequence[Part]) -> str | tuple[Part, ...]:
