@@ -1,0 +1,39 @@
+"""Tasks that a run has under way beside its main line, all of them under one owner."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from shell.rollouts.attempts import owned_tasks
+
+Spawn = Callable[[Coroutine[Any, Any, Any]], asyncio.Task]
+
+
+@asynccontextmanager
+async def background() -> AsyncIterator[Spawn]:
+    """Gives a function that starts a task, and lets no task outlive the block.
+
+    The first failure, of a task or of the block itself, cancels everything else and is raised as
+    it is, not in a group. What is still under way when the block ends is cancelled.
+
+    Example:
+        >>> async def run():
+        ...     async with background() as spawn:
+        ...         spawn(asyncio.sleep(3600))
+        ...         return await spawn(asyncio.sleep(0, "done"))
+        >>> asyncio.run(run())
+        'done'
+    """
+    under_way: set[asyncio.Task] = set()
+    async with owned_tasks() as tasks:
+
+        def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task:
+            task = tasks.create_task(coroutine)
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            return task
+
+        yield spawn
+        for task in tuple(under_way):
+            task.cancel()
