@@ -19,6 +19,8 @@ from shell.rollouts.env import RLDatasetBuilder as RLDatasetBuilder
 from shell.rollouts.env import StepResult as StepResult
 from shell.rollouts.env import StopCondition as StopCondition
 from shell.rollouts.episode import do_single_rollout as do_single_rollout
+from shell.rollouts.interleaved import InterleavedRLDataset as InterleavedRLDataset
+from shell.rollouts.interleaved import InterleavedRLDatasetBuilder as InterleavedRLDatasetBuilder
 from shell.rollouts.limits import ParseErrorPolicy as ParseErrorPolicy
 from shell.rollouts.limits import RolloutLimits as RolloutLimits
 from shell.rollouts.limits import TerminationRewardPolicy as TerminationRewardPolicy
