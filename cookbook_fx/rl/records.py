@@ -34,7 +34,7 @@ from cookbook_fx.tokens.sampled import TokenIds
 _INT32 = np.iinfo(np.int32)
 
 JSONObject = dict[str, Any]
-Rows = tuple[Float32[np.ndarray, " token"], ...]
+Rows = tuple[Float32[np.ndarray, " _"], ...]
 
 
 class TurnTexts(NamedTuple):
