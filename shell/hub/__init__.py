@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 from shell.hub.home import home as home
 
 if TYPE_CHECKING:
+    from shell.hub.comparisons import ComparisonBuilderFromDataset as ComparisonBuilderFromDataset
+    from shell.hub.comparisons import ComparisonBuilderFromJsonl as ComparisonBuilderFromJsonl
+    from shell.hub.comparisons import ComparisonDatasetBuilder as ComparisonDatasetBuilder
+    from shell.hub.comparisons import load_comparisons as load_comparisons
     from shell.hub.conversations import read_conversations as read_conversations
     from shell.hub.datasets import conversations_from_dataset as conversations_from_dataset
     from shell.hub.datasets import open_dataset as open_dataset
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
     from shell.hub.weights import load_weights as load_weights
 
 _FILE_OF = {
+    "ComparisonBuilderFromDataset": "comparisons",
+    "ComparisonBuilderFromJsonl": "comparisons",
+    "ComparisonDatasetBuilder": "comparisons",
     "DEFAULT_MODEL": "models",
     "KnownModel": "known",
     "ModelSource": "models",
@@ -41,6 +48,7 @@ _FILE_OF = {
     "end_tokens": "tokenizers",
     "get_tokenizer": "tokenizers",
     "known_models": "known",
+    "load_comparisons": "comparisons",
     "load_tokenizer": "tokenizers",
     "load_weights": "weights",
     "open_dataset": "datasets",

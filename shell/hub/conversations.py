@@ -1,7 +1,9 @@
-"""Conversations from a user's own files."""
+"""Conversations and other records from a user's own files."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cookbook_fx.chat import Conversation, conversation_from_dict
 from cookbook_fx.errors import DataError
@@ -9,30 +11,49 @@ from cookbook_fx.errors import DataError
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+Record = TypeVar("Record")
+
+
 def read_conversations(path: Path) -> tuple[Conversation, ...]:
     """Reads a JSONL file: one conversation a line, as `conversation_from_dict` takes it.
 
+    Raises:
+        DataError: as for `read_records`.
+    """
+    return read_records(path, conversation_from_dict, what="conversation")
+
+
+def read_records(
+    path: Path, from_dict: Callable[[Mapping[str, Any]], Record], *, what: str
+) -> tuple[Record, ...]:
+    """Reads a JSONL file: one record a line.
+
     Lines of nothing but whitespace are passed over, and so is a UTF-8 byte order mark.
 
+    Args:
+        path: the file.
+        from_dict: makes a record of a line's object, or raises a DataError.
+        what: a record's name, for error messages.
+
     Raises:
-        DataError: the file cannot be read or holds no conversation, or a line is not UTF-8, not
-            JSON (as the last line of a torn file) or not a conversation; with its number.
+        DataError: the file cannot be read or holds no record, or a line is not UTF-8, not JSON (as
+            the last line of a torn file) or refused by `from_dict`; with its number.
     """
     try:
         lines = Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    conversations = tuple(
-        _conversation(line, where=f"{path}, line {number}")
+    records = tuple(
+        _record(line, from_dict, where=f"{path}, line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip()
     )
-    if not conversations:
-        raise DataError(f"{path} holds no conversation; one JSON object a line is wanted")
-    return conversations
+    if not records:
+        raise DataError(f"{path} holds no {what}; one JSON object a line is wanted")
+    return records
 
 
-def _conversation(line: bytes, *, where: str) -> Conversation:
+def _record(line: bytes, from_dict: Callable[[Mapping[str, Any]], Record], *, where: str) -> Record:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -48,6 +69,6 @@ def _conversation(line: bytes, *, where: str) -> Conversation:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON object is wanted, got {type(row).__name__}")
     try:
-        return conversation_from_dict(row)
+        return from_dict(row)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error

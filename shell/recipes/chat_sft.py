@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from shell.hub import canonical_name, read_conversations, recommended_renderer
 from shell.stores.run_folder import JSON
 from shell.training import ChatData, ModelChoice, SFTConfig
 from shell.training.sft import SFTData
+
+Item = TypeVar("Item")
 
 # What two runs may differ in and still be the same run: neither changes the weights.
 MAY_DIFFER = ("cadence", "data.data", "data.eval_data")
@@ -92,7 +94,7 @@ def load_data(
     train = read_conversations(files.train)
     held_out = () if files.held_out is None else read_conversations(files.held_out)
     if choice.test_size:
-        train, held_out = _split(train, choice.test_size, seed=seed)
+        train, held_out = split_off(train, choice.test_size, seed=seed)
     limits = [limit for limit in (choice.max_length, context_length) if limit is not None]
     choice = replace(choice, max_length=min(limits, default=None))
     prepared = _prepare(train, choice, renderer)
@@ -185,20 +187,19 @@ def _prepare(
     )
 
 
-def _split(
-    conversations: Sequence[Conversation], test_size: int, *, seed: int
-) -> tuple[tuple[Conversation, ...], tuple[Conversation, ...]]:
-    """Holds out `test_size` conversations by chance; the rest stay in order."""
-    if test_size >= len(conversations):
+def split_off(
+    items: Sequence[Item], test_size: int, *, seed: int
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Holds out `test_size` of a data set's records by chance; the rest stay in order."""
+    if test_size >= len(items):
         raise ConfigurationError(
-            f"--test-size {test_size} leaves nothing to train on: there are "
-            f"{len(conversations)} conversations"
+            f"--test-size {test_size} leaves nothing to train on: there are {len(items)} records"
         )
-    held_out = set(np.random.default_rng(seed).permutation(len(conversations))[:test_size])
-    numbered = list(enumerate(conversations))
+    held_out = set(np.random.default_rng(seed).permutation(len(items))[:test_size])
+    numbered = list(enumerate(items))
     return (
-        tuple(conversation for index, conversation in numbered if index not in held_out),
-        tuple(conversation for index, conversation in numbered if index in held_out),
+        tuple(item for index, item in numbered if index not in held_out),
+        tuple(item for index, item in numbered if index in held_out),
     )
 
 
