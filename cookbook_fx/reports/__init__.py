@@ -15,6 +15,7 @@ from cookbook_fx.reports.records import PreferenceEvaluationReport as Preference
 from cookbook_fx.reports.records import PreferenceStepReport as PreferenceStepReport
 from cookbook_fx.reports.records import ReinforcementStepReport as ReinforcementStepReport
 from cookbook_fx.reports.records import Report as Report
+from cookbook_fx.reports.records import RolloutEvaluationReport as RolloutEvaluationReport
 from cookbook_fx.reports.records import RolloutReport as RolloutReport
 from cookbook_fx.reports.records import SupervisedStepReport as SupervisedStepReport
 from cookbook_fx.reports.records import TimeReport as TimeReport

@@ -14,6 +14,7 @@ from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.numerics import PolicyDiagnostics, SampleTrainKL
 from cookbook_fx.preference import PairPreparation, PreferenceReport
 from cookbook_fx.rl import RolloutErrorCounts, TrajectoryReport
+from cookbook_fx.rl.metrics import ALL
 from cookbook_fx.runs import Step
 from cookbook_fx.supervised import LikelihoodReport, Preparation
 
@@ -73,6 +74,29 @@ class RolloutReport:
     errors: RolloutErrorCounts
     sampler_steps: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutEvaluationReport:
+    """How a policy does in held-out environments.
+
+    Args:
+        name: the held-out set's; begins the names of its numbers.
+        trajectories: by tag and over all, as `compute_trajectory_metrics` sums them up.
+        solved: for each of their tags, the share of its groups of which some episode earned more
+            than 0: `by_group/frac_any_positive`. A group that failed counts as one that did not.
+        errors: what failed.
+    """
+
+    name: str = "test"
+    trajectories: tuple[TrajectoryReport, ...]
+    solved: Mapping[str, float]
+    errors: RolloutErrorCounts
+
+    @property
+    def score(self) -> float:
+        """The share of all groups of which some episode earned more than 0."""
+        return self.solved[ALL]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +187,7 @@ Report = (
     | PairPreparation
     | ReinforcementStepReport
     | RolloutReport
+    | RolloutEvaluationReport
     | EvaluationReport
     | OptimizerReport
     | TimeReport
@@ -201,6 +226,8 @@ def _named(report: Report) -> Iterable[tuple[str, float | int]]:  # noqa: C901  
             return _reinforcement_step(report).items()
         case RolloutReport():
             return _rollouts(report).items()
+        case RolloutEvaluationReport():
+            return _rollout_evaluation(report)
         case PreferenceStepReport():
             return _preference_step(report).items()
         case PreferenceEvaluationReport():
@@ -217,9 +244,7 @@ def _named(report: Report) -> Iterable[tuple[str, float | int]]:  # noqa: C901  
         case Preparation():
             return _preparation(report).items()
         case TrajectoryReport():
-            # Not one dict, where an environment's metric would silently replace one of ours.
-            named = chain(_trajectories(report).items(), report.metrics.items())
-            return [(f"env/{report.tag}/{name}", value) for name, value in named]
+            return _trajectories(report)
         case PolicyReport():
             return _policy(report).items()
 
@@ -251,14 +276,28 @@ def _reinforcement_step(report: ReinforcementStepReport) -> Metrics:
 
 
 def _rollouts(report: RolloutReport) -> Metrics:
-    by_type = report.errors.by_type
     return {
-        **{f"rollout_errors/{kind}": count for kind, count in by_type.items()},
-        "rollout_errors/total": sum(by_type.values()),
-        "rollout_errors/groups_skipped": report.errors.groups_skipped,
+        **_errors(report.errors),
         **_spread("sampling_client/step", report.sampler_steps),
         **_spread("time/sampling_time", report.seconds),
     }
+
+
+def _errors(counts: RolloutErrorCounts) -> Metrics:
+    return {
+        **{f"rollout_errors/{kind}": count for kind, count in counts.by_type.items()},
+        "rollout_errors/total": sum(counts.by_type.values()),
+        "rollout_errors/groups_skipped": counts.groups_skipped,
+    }
+
+
+def _rollout_evaluation(report: RolloutEvaluationReport) -> list[tuple[str, float | int]]:
+    solved = {
+        f"env/{tag}/by_group/frac_any_positive": share for tag, share in report.solved.items()
+    }
+    trajectories = chain.from_iterable(map(_trajectories, report.trajectories))
+    named = chain(trajectories, solved.items(), _errors(report.errors).items())
+    return [(f"{report.name}/{name}", value) for name, value in named]
 
 
 def _spread(name: str, values: Sequence[float | int]) -> Metrics:
@@ -325,8 +364,8 @@ def _preparation(report: Preparation) -> Metrics:
     }
 
 
-def _trajectories(report: TrajectoryReport) -> Metrics:
-    return {
+def _trajectories(report: TrajectoryReport) -> list[tuple[str, float | int]]:
+    own = {
         "ac_tokens_per_turn": report.ac_tokens_per_turn,
         "ob_tokens_per_turn": report.ob_tokens_per_turn,
         "turns_per_episode": report.turns_per_episode,
@@ -339,6 +378,9 @@ def _trajectories(report: TrajectoryReport) -> Metrics:
         "by_group/frac_all_good": report.frac_all_good,
         "by_group/frac_all_bad": report.frac_all_bad,
     }
+    # Not one dict, where an environment's metric would silently replace one of ours.
+    named = chain(own.items(), report.metrics.items())
+    return [(f"env/{report.tag}/{name}", value) for name, value in named]
 
 
 def _policy(report: PolicyReport) -> Metrics:

@@ -1,0 +1,138 @@
+"""How a policy does in environments that it is not trained in."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.reports import Report, RolloutEvaluationReport
+from cookbook_fx.rl import TrajectoryGroup, compute_trajectory_metrics, count_rollout_errors
+from cookbook_fx.rl.metrics import ALL
+from shell.clients import Sampler
+from shell.rollouts import (
+    EnvGroupBuilder,
+    RLDataset,
+    RolloutOptions,
+    TinkerTokenCompleter,
+    do_batch_rollout,
+)
+
+
+class SamplingEvaluator(Protocol):
+    """Measures weights by what is sampled from them."""
+
+    async def __call__(self, sampler: Sampler, *, seed: int) -> Sequence[Report]:
+        """What was measured.
+
+        Args:
+            sampler: the weights.
+            seed: the same one measures the same, where samples and environments do not vary.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RLTestSetEvaluator:
+    """Plays every group of a data set once and sums up the episodes, by tag and together.
+
+    Args:
+        dataset: the groups, in batches that mean nothing here.
+        max_tokens: longest action.
+        name: what the measurements are filed under.
+        temperature: of sampling; 0 always takes the likeliest token.
+        context_window: tokens that prompt and action may have together; None leaves that to the
+            engine.
+        options: how the episodes are run, and what becomes of those that fail.
+        concurrency: groups under way at a time.
+
+    Raises:
+        ConfigurationError: the data set is empty, or a number is out of range.
+    """
+
+    dataset: RLDataset
+    max_tokens: int
+    name: str = "test"
+    temperature: float = 1.0
+    context_window: int | None = None
+    options: RolloutOptions = field(default_factory=RolloutOptions)
+    concurrency: int = 64
+
+    def __post_init__(self) -> None:
+        if len(self.dataset) == 0:
+            raise ConfigurationError("an evaluation needs at least one batch of groups, got none")
+        for name in ("max_tokens", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigurationError(
+                f"`temperature` must be 0 or more and finite, got {self.temperature}"
+            )
+
+    async def __call__(self, sampler: Sampler, *, seed: int) -> tuple[RolloutEvaluationReport]:
+        """Plays the groups.
+
+        Args:
+            sampler: the weights.
+            seed: of all that is sampled; the same one samples the same from the same weights, on
+                an engine that keeps the promise.
+
+        Raises:
+            Exception: as `do_batch_rollout`, whatever an environment raises where the strategy in
+                `options` does not turn it into a value.
+        """
+        builders = await asyncio.to_thread(self._builders)
+        policy = TinkerTokenCompleter(
+            sampler,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            context_window=self.context_window,
+        )
+        groups = await do_batch_rollout(
+            builders,
+            policy,
+            options=self.options,
+            seeds=group_seeds(seed, len(builders)),
+            concurrency=self.concurrency,
+        )
+        return (self._report(groups, [builder.logging_tags() for builder in builders]),)
+
+    def _builders(self) -> list[EnvGroupBuilder]:
+        batches = range(len(self.dataset))
+        return [builder for index in batches for builder in self.dataset.get_batch(index)]
+
+    def _report(
+        self, groups: Sequence[TrajectoryGroup], tags: Sequence[Sequence[str]]
+    ) -> RolloutEvaluationReport:
+        trajectories = compute_trajectory_metrics(groups, tags)
+        is_solved = [any(reward > 0 for reward in group.get_total_rewards()) for group in groups]
+        return RolloutEvaluationReport(
+            name=self.name,
+            trajectories=trajectories,
+            solved={
+                report.tag: _share(
+                    solved
+                    for solved, of_group in zip(is_solved, tags, strict=True)
+                    if report.tag in (ALL, *of_group)
+                )
+                for report in trajectories
+            },
+            errors=count_rollout_errors(groups),
+        )
+
+
+def group_seeds(seed: int, count: int) -> list[int]:
+    """A seed for each group, of which none follows from another's.
+
+    Example:
+        >>> group_seeds(0, 3) == group_seeds(0, 4)[:3], group_seeds(0, 3) == group_seeds(1, 3)
+        (True, False)
+    """
+    seeds: list[int] = np.random.SeedSequence(seed).generate_state(count).tolist()
+    return seeds
+
+
+def _share(flags: Iterable[bool]) -> float:
+    values = list(flags)
+    return sum(values) / len(values)
