@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from cookbook_fx.errors import CookbookError
+from shell.cli.dpo import DPO
 from shell.cli.models import Models
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
@@ -17,6 +18,7 @@ from shell.cli.show import Show
 
 Command = (
     Annotated[SFT, tyro.conf.subcommand("sft")]
+    | Annotated[DPO, tyro.conf.subcommand("dpo")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
@@ -29,6 +31,7 @@ speaks the Tinker protocol.
 Begin with
 $ cookbook-fx sft
 $ cookbook-fx sft --data mine.jsonl --run-dir runs/mine
+$ cookbook-fx dpo
 $ cookbook-fx COMMAND --help"""
 
 _INTERRUPTED = 130

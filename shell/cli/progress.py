@@ -14,6 +14,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cookbook_fx.reports import (
+    EvaluationReport,
+    PreferenceEvaluationReport,
+    PreferenceStepReport,
+    ReinforcementStepReport,
+)
 from shell.training.events import (
     CheckpointSkipped,
     Evaluated,
@@ -92,8 +98,14 @@ class Watcher:
 
     def _step(self, event: StepDone) -> None:
         done = event.report.step.index + 1
-        loss = f"{event.report.batch.mean_nll:.3f}"
-        speed = f"{event.report.batch.num_tokens / event.seconds:.0f}"
+        report = event.report
+        if isinstance(report, ReinforcementStepReport):
+            return
+        measured = (
+            report.batch.loss if isinstance(report, PreferenceStepReport) else report.batch.mean_nll
+        )
+        loss = f"{measured:.3f}"
+        speed = f"{report.batch.num_tokens / event.seconds:.0f}"
         if self._task is not None:
             self._bar.update(self._task, completed=done, loss=loss, speed=speed)
         now = time.monotonic()
@@ -107,8 +119,19 @@ class Watcher:
             )
 
     def _evaluated(self, event: Evaluated) -> None:
-        report = event.report.likelihood
-        bits = "" if report.bits_per_byte is None else f", {report.bits_per_byte:.3f} bits/byte"
-        self._console.print(
-            f"held-out NLL after {event.step} steps: {report.mean_nll:.4f} nats/token{bits}",
-        )
+        match event.report:
+            case EvaluationReport(likelihood=report):
+                bits = (
+                    ""
+                    if report.bits_per_byte is None
+                    else f", {report.bits_per_byte:.3f} bits/byte"
+                )
+                told = f"NLL after {event.step} steps: {report.mean_nll:.4f} nats/token{bits}"
+            case PreferenceEvaluationReport(preferences=found) if found.accuracy is not None:
+                told = (
+                    f"accuracy after {event.step} steps: {found.accuracy:.3f} "
+                    f"(margin {found.margin:.3f}, loss {found.loss:.3f})"
+                )
+            case _:
+                return
+        self._console.print(f"held-out {told}")
