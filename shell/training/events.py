@@ -1,7 +1,7 @@
 """What a loop tells about its progress."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from cookbook_fx.reports import (
     PreferenceStepReport,
@@ -56,10 +56,12 @@ class StepDone:
     Args:
         report: which step, and what it learnt from.
         seconds: wall-clock time since the step before was done.
+        metrics: the row, where there is more to it than the report.
     """
 
     report: SupervisedStepReport | PreferenceStepReport | ReinforcementStepReport
     seconds: float
+    metrics: Mapping[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -356,7 +356,7 @@ class _Run:
         row = flatten(report, *found.reports, *evaluated, times)
         await asyncio.to_thread(self._write, step, submitted, answers, row)
         self.pipeline.forget(step.index)
-        self.observe(StepDone(report=report, seconds=now - told.clock))
+        self.observe(StepDone(report=report, seconds=now - told.clock, metrics=row))
         checkpoint = told.checkpoint
         if save is not None:
             checkpoint = RunCheckpoint(next_step=step.index + 1, state_path=await save)
