@@ -87,6 +87,25 @@ def format_marked(tokens: TokenIds, weights: Weights, tokenizer: Tokenizer) -> s
     return "".join(_MARKS[span.level].format(span.text) for span in spans)
 
 
+def format_pieces(pieces: Iterable[tuple[str, float]], *, in_color: bool) -> str:
+    """Texts with a weight each, as `format_colorized` or `format_marked` write them.
+
+    For what is known as text alone, without the tokens it was made of.
+
+    Args:
+        pieces: text and weight, in order.
+        in_color: in terminal colors, not marked.
+
+    Example:
+        >>> format_pieces([("2 + 2 = ", 0.0), ("5", -0.5), ("!\x1b", 0.0)], in_color=False)
+        '2 + 2 = [-5-]!␛'
+    """
+    spans = [_Span(text.translate(_PICTURES), int(np.sign(weight))) for text, weight in pieces]
+    if in_color:
+        return "".join(_in_color(span, draw_newline_arrow=False) for span in spans)
+    return "".join(_MARKS[span.level].format(span.text) for span in spans)
+
+
 def format_html(
     tokens: TokenIds,
     weights: Weights,

@@ -11,6 +11,7 @@ import tyro
 from cookbook_fx.errors import CookbookError
 from shell.cli.dpo import DPO
 from shell.cli.models import Models
+from shell.cli.replay import Replay
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
 from shell.cli.sft import SFT
@@ -21,6 +22,7 @@ Command = (
     | Annotated[DPO, tyro.conf.subcommand("dpo")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Models, tyro.conf.subcommand("models")]
 )

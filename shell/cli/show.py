@@ -81,7 +81,7 @@ class Show:
         examples = self._examples(shown, renderer)
         console = Console(highlight=False, markup=False, soft_wrap=True)
         if self.html is None:
-            _print(examples, tokenizer, console=console)
+            print_examples(examples, tokenizer, console=console)
         else:
             _write(
                 examples, tokenizer, path=self.html, title=f"{self.data.name}, rendered by {name}"
@@ -127,23 +127,29 @@ def _section(which: str, example: "SupervisedExample") -> "ExampleSection":
     )
 
 
-def _print(
+def print_examples(
     examples: "Iterator[ExampleSection]", tokenizer: "Tokenizer", *, console: "Console"
 ) -> None:
     """One example below the other, in colours where there are some."""
     from cookbook_fx.reports import format_colorized, format_marked
 
-    has_colors = console.color_system is not None and not console.no_color
+    write = format_colorized if has_colors(console) else format_marked
     for example in examples:
         console.print(example.heading, style="bold")
-        if has_colors:
-            text = format_colorized(example.tokens, example.weights, tokenizer)
-        else:
-            text = format_marked(example.tokens, example.weights, tokenizer)
-        # Where the output is not Unicode, as little as possible is lost.
-        text = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
-        # As it is: the text has its colours, and brackets in it mean nothing.
-        console.out(text, highlight=False, end="\n" if text.endswith("\n") else "\n\n")
+        print_as_it_is(write(example.tokens, example.weights, tokenizer), console=console)
+
+
+def has_colors(console: "Console") -> bool:
+    """Whether what is printed may be in colours."""
+    return console.color_system is not None and not console.no_color
+
+
+def print_as_it_is(text: str, *, console: "Console") -> None:
+    """A text that has its colours and its lines, with an empty line behind it."""
+    # Where the output is not Unicode, as little as possible is lost.
+    text = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+    # Brackets in it mean nothing.
+    console.out(text, highlight=False, end="\n" if text.endswith("\n") else "\n\n")
 
 
 def _write(

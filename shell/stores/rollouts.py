@@ -75,6 +75,14 @@ class RolloutsFile:
         """
         return groups_of(self.records(step=step))
 
+    def steps(self) -> tuple[int, ...]:
+        """The steps that groups were recorded for, in ascending order.
+
+        Raises:
+            DataError: as `records`.
+        """
+        return tuple(sorted({_head(lines[0]).step for lines in self._groups()}))
+
     def keep(self, predicate: Callable[[RolloutHead], bool]) -> None:
         """Drops the groups whose head `predicate` refuses and a torn end, atomically.
 
