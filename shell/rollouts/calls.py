@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,28 @@ from weakref import WeakKeyDictionary
 _MOST_AT_ONCE = min(32, (os.cpu_count() or 1) + 4)
 # A semaphore belongs to one event loop.
 _FREE: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+class _Threads:
+    """As many threads as are needed; what has done its work waits for more."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def run(self, work: Callable[[], None]) -> None:
+        self._work.put(work)
+        if not self._idle.acquire(blocking=False):
+            # A daemon does not keep the program from ending.
+            threading.Thread(target=self._serve, name="shell.rollouts", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            self._work.get()()
+            self._idle.release()
+
+
+_THREADS = _Threads()
 
 
 async def called(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
@@ -66,7 +89,7 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
             outcome = _Outcome(None, error)
         promise.set_result(outcome)
 
-    threading.Thread(target=work, name=f"calling {call}", daemon=True).start()
+    _THREADS.run(work)
     outcome = await asyncio.wrap_future(promise)
     if outcome.error is not None:
         raise outcome.error

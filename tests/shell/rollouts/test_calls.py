@@ -93,3 +93,14 @@ def test_a_few_run_at_once_and_the_rest_after_them():
 
     asyncio.run(main())
     assert 1 < most <= 32
+
+
+def test_threads_are_used_again():
+    async def main():
+        for _ in range(50):
+            await called(threading.get_ident)
+        return threading.active_count()
+
+    before = threading.active_count()
+    # A thread may still be putting its last call away when the next one comes.
+    assert asyncio.run(main()) <= before + 5
