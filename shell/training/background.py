@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from shell.rollouts.attempts import owned_tasks
-
 Spawn = Callable[[Coroutine[Any, Any, Any]], asyncio.Task]
 
 
@@ -26,14 +24,26 @@ async def background() -> AsyncIterator[Spawn]:
         'done'
     """
     under_way: set[asyncio.Task] = set()
-    async with owned_tasks() as tasks:
+    try:
+        async with asyncio.TaskGroup() as tasks:
 
-        def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task:
-            task = tasks.create_task(coroutine)
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-            return task
+            def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task:
+                task = tasks.create_task(coroutine)
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+                return task
 
-        yield spawn
-        for task in tuple(under_way):
-            task.cancel()
+            yield spawn
+            for task in tuple(under_way):
+                task.cancel()
+        return
+    except BaseExceptionGroup as errors:
+        failure = _first(errors)
+    # Outside of the handler, so that the group does not become the failure's context.
+    raise failure
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    """The first that failed, of groups within groups."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -10,9 +10,9 @@ weights hold. So a run that was killed trains on what it finds there and rolls o
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from cookbook_fx.rl.records import RecordedGroup
 from cookbook_fx.runs import RunPlan, Step
 from cookbook_fx.tokens import Tokenizer
 from shell.clients import Pending, Sampler, Service, Trainer
+from shell.evaluation import SamplingEvaluator
 from shell.rollouts import RLDataset
 from shell.stores import RunCheckpoint, RunFolder
 from shell.training.background import Spawn, background
@@ -49,13 +50,6 @@ from shell.training.rl_step import (
 
 # So many steps in a row without a single episode, and something is wrong that waiting won't mend.
 _FAILED_STEPS = 3
-
-
-class SamplingEvaluator(Protocol):
-    """What measures weights by sampling from them."""
-
-    async def __call__(self, sampler: Sampler, *, seed: int) -> Sequence[Report]:
-        """Measures them; the same seed samples the same, on an engine that keeps the promise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

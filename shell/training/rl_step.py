@@ -20,7 +20,7 @@ from shell.clients import ForwardResult, OptimResult, Sampler, Trainer
 from shell.training.background import Spawn
 from shell.training.pipeline import Arrivals
 
-Rows = tuple[Float32[np.ndarray, " token"], ...]
+Rows = tuple[Float32[np.ndarray, " _"], ...]
 Answer = TypeVar("Answer")
 
 
