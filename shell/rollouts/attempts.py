@@ -1,13 +1,13 @@
 """What other people's code does, as a value: its result, or how it failed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from cookbook_fx.errors import CookbookError
 from cookbook_fx.rl import RolloutError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -39,10 +39,11 @@ async def attempted(work: Awaitable[Result], *, doing: str) -> Result | Failure:
         work: what may fail.
         doing: the action as a phrase, noted on the error.
     """
+    before = times_cancelled()
     try:
         return await work
     except asyncio.CancelledError as cancelled:
-        if is_cancelled():
+        if times_cancelled() > before:
             raise
         # An awaited task or connection was cancelled by someone else. Passed on, it would end this
         # task without a trace.
@@ -53,7 +54,7 @@ async def attempted(work: Awaitable[Result], *, doing: str) -> Result | Failure:
         error.__cause__ = cancelled
     # What environments, graders and policies raise is theirs to choose.
     except Exception as raised:
-        if is_cancelled():
+        if times_cancelled() > before:
             raise asyncio.CancelledError from raised
         error = raised
     error.add_note(f"while {doing}")
@@ -86,23 +87,38 @@ async def within(
         ) from error
 
 
-def is_cancelled() -> bool:
-    """Whether the current task was told to end."""
+def times_cancelled() -> int:
+    """How often the current task was told to end; more often than before means now.
+
+    Before, as Python 3.11 counts a TaskGroup's own way of ending its owner and never takes it back.
+    """
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()
 
 
-@asynccontextmanager
-async def owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group that raises the first task's error as it is, the others cancelled and ended."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            yield tasks
-        return
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
-        if is_cancelled():
-            # A task failed first and the others took their time to end; being told to end counts.
-            raise asyncio.CancelledError from first
-    # Outside of the handler, so that the group does not show as its context.
-    raise first
+async def concurrently(
+    work: Callable[[Item], Awaitable[Result]], items: Iterable[Item]
+) -> list[Result]:
+    """Does `work` for all items at once; results in their order.
+
+    Raises:
+        Exception: the first error, as it is; the other tasks are cancelled and have ended.
+    """
+    failed: list[Exception] = []
+    tasks: list[asyncio.Task[Result | None]] = []
+
+    async def one(item: Item) -> Result | None:
+        try:
+            return await work(item)
+        # Raised below: a TaskGroup would make an ExceptionGroup of it.
+        except Exception as error:
+            failed.append(error)
+            for task in tasks:
+                task.cancel()
+            return None
+
+    async with asyncio.TaskGroup() as owner:
+        tasks += [owner.create_task(one(item)) for item in items]
+    if failed:
+        raise failed[0]
+    return [task.result() for task in tasks]

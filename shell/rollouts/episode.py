@@ -13,7 +13,7 @@ from cookbook_fx.errors import DataError
 from cookbook_fx.rl import StopReason, Trajectory, Transition
 from cookbook_fx.rl.trajectory import Logs, Metrics, Reward
 from cookbook_fx.tokens import TokensWithLogprobs
-from shell.rollouts.attempts import Result, is_cancelled, within
+from shell.rollouts.attempts import Result, times_cancelled, within
 from shell.rollouts.checks import (
     checked_answer,
     checked_mapping,
@@ -186,9 +186,10 @@ class _Episode:
     transitions: list[Transition] = field(default_factory=list)
 
     async def turns(self, deadline: float | None, first: TokensWithLogprobs | None) -> Trajectory:
+        before = times_cancelled()
         while True:
-            if is_cancelled():
-                # An environment may have swallowed it.
+            if times_cancelled() > before:
+                # The environment swallowed it.
                 raise asyncio.CancelledError
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 return self.stopped(StopReason.ROLLOUT_TIMEOUT)

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.rl import RolloutError, Trajectory, TrajectoryGroup
 from cookbook_fx.tokens import TokensWithLogprobs
-from shell.rollouts.attempts import Failure, Result, attempted, owned_tasks, within
+from shell.rollouts.attempts import Failure, Result, attempted, concurrently, within
 from shell.rollouts.checks import checked_answer
 from shell.rollouts.completers import ContextOverflow, GroupTokenCompleter, TokenCompleter
 from shell.rollouts.env import Env, EnvGroupBuilder
@@ -69,9 +70,7 @@ async def do_batch_rollout(
                 error.add_note(f"in group {index} of the batch")
                 raise
 
-    async with owned_tasks() as tasks:
-        groups = [tasks.create_task(one(index)) for index in range(len(builders))]
-    return [group.result() for group in groups]
+    return await concurrently(one, range(len(builders)))
 
 
 async def do_group_rollout(
@@ -179,20 +178,12 @@ class _GroupRun:
     async def _episodes(self, envs: Sequence[Env]) -> list[Finished]:
         self.size = len(envs)
         self.attempts = [0] * self.size
-        async with owned_tasks() as tasks:
-            beginnings = [
-                tasks.create_task(self._begin(member, envs)) for member in range(self.size)
-            ]
-        begun = [task.result() for task in beginnings]
+        begun = await concurrently(partial(self._begin, envs=envs), range(self.size))
         ends = deadline_from_now(self.options.limits)
         answers = await self._shared_answers(begun, ends)
-        async with owned_tasks() as tasks:
-            episodes = [
-                tasks.create_task(self._play(each, answer, ends))
-                for each, answer in zip(begun, answers, strict=True)
-                if each is not None
-            ]
-        played = [task.result() for task in episodes]
+        played = await concurrently(
+            lambda member: self._play(begun[member], answers[member], ends), range(self.size)
+        )
         return [each for each in played if each is not None]
 
     async def _make_envs(self) -> Sequence[Env]:
