@@ -44,9 +44,9 @@ from shell.rollouts.strategies import FailFast as FailFast
 from shell.rollouts.strategies import MinViableGroup as MinViableGroup
 from shell.rollouts.strategies import RetryOnFailure as RetryOnFailure
 from shell.rollouts.strategies import RolloutStrategy as RolloutStrategy
+from shell.rollouts.tool_env import ToolEnv as ToolEnv
+from shell.rollouts.tool_env import ToolLimits as ToolLimits
 from shell.rollouts.tools import FunctionTool as FunctionTool
 from shell.rollouts.tools import Tool as Tool
-from shell.rollouts.tools import ToolEnv as ToolEnv
-from shell.rollouts.tools import ToolLimits as ToolLimits
 from shell.rollouts.tools import ToolResult as ToolResult
 from shell.rollouts.tools import tool as tool
