@@ -12,6 +12,7 @@ from cookbook_fx.errors import CookbookError
 from shell.cli.dpo import DPO
 from shell.cli.models import Models
 from shell.cli.replay import Replay
+from shell.cli.rl import RL
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
 from shell.cli.sft import SFT
@@ -20,6 +21,7 @@ from shell.cli.show import Show
 Command = (
     Annotated[SFT, tyro.conf.subcommand("sft")]
     | Annotated[DPO, tyro.conf.subcommand("dpo")]
+    | Annotated[RL, tyro.conf.subcommand("rl")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
@@ -34,6 +36,7 @@ Begin with
 $ cookbook-fx sft
 $ cookbook-fx sft --data mine.jsonl --run-dir runs/mine
 $ cookbook-fx dpo
+$ cookbook-fx rl
 $ cookbook-fx COMMAND --help"""
 
 _INTERRUPTED = 130

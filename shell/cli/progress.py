@@ -1,6 +1,8 @@
 """What a person sees of a run: a bar on a terminal, plain lines anywhere else."""
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -19,11 +21,15 @@ from cookbook_fx.reports import (
     PreferenceEvaluationReport,
     PreferenceStepReport,
     ReinforcementStepReport,
+    RolloutEvaluationReport,
+    SupervisedStepReport,
 )
 from shell.training.events import (
+    Advised,
     CheckpointSkipped,
     Evaluated,
     Event,
+    GroupRolledOut,
     RunBegan,
     Saved,
     StepDone,
@@ -41,11 +47,13 @@ class Watcher:
         self._done_at_start = 0
         self._began = time.monotonic()
         self._last_line = float("-inf")
+        self._measured = ""
+        self._rolled_out_of: Counter[int] = Counter()
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            TextColumn("{task.fields[measured]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -72,6 +80,8 @@ class Watcher:
         match event:
             case RunBegan():
                 self._begin(event)
+            case GroupRolledOut():
+                self._rolled_out(event)
             case StepDone():
                 self._step(event)
             case Evaluated():
@@ -86,6 +96,8 @@ class Watcher:
                     f"The checkpoint of step {event.checkpoint.next_step} cannot be used, trying "
                     f"the one before: {event.reason}",
                 )
+            case Advised():
+                self._console.print(f"Advice: {event.advice}.")
 
     def _begin(self, event: RunBegan) -> None:
         self._total, self._done_at_start = event.total_steps, event.first_step
@@ -93,21 +105,22 @@ class Watcher:
         if event.first_step:
             self._console.print(f"Continuing after step {event.first_step} of {event.total_steps}.")
         self._task = self._bar.add_task(
-            "training", total=event.total_steps, completed=event.first_step, loss="-", speed="-"
+            "training", total=event.total_steps, completed=event.first_step, measured=""
         )
 
-    def _step(self, event: StepDone) -> None:
-        done = event.report.step.index + 1
-        report = event.report
-        if isinstance(report, ReinforcementStepReport):
-            return
-        measured = (
-            report.batch.loss if isinstance(report, PreferenceStepReport) else report.batch.mean_nll
-        )
-        loss = f"{measured:.3f}"
-        speed = f"{report.batch.num_tokens / event.seconds:.0f}"
+    def _rolled_out(self, event: GroupRolledOut) -> None:
+        self._rolled_out_of[event.recorded.step] += 1
         if self._task is not None:
-            self._bar.update(self._task, completed=done, loss=loss, speed=speed)
+            done = f"{self._rolled_out_of[event.recorded.step]}/{event.num_groups}"
+            self._bar.update(self._task, measured=f"{self._measured}  {done} groups sampled")
+
+    def _step(self, event: StepDone) -> None:
+        step = event.report.step.index
+        done = step + 1
+        self._measured = _measured(event)
+        self._rolled_out_of.pop(step, None)
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, measured=self._measured)
         now = time.monotonic()
         is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or done == self._total
         if self._bar.disable and is_due:
@@ -115,7 +128,7 @@ class Watcher:
             pace = (now - self._began) / (done - self._done_at_start)
             left = round(pace * (self._total - done))
             self._console.print(
-                f"step {done}/{self._total}  loss {loss}  {speed} tokens/s  {left} s left",
+                f"step {done}/{self._total}  {self._measured}  {left} s left",
             )
 
     def _evaluated(self, event: Evaluated) -> None:
@@ -132,6 +145,41 @@ class Watcher:
                     f"accuracy after {event.step} steps: {found.accuracy:.3f} "
                     f"(margin {found.margin:.3f}, loss {found.loss:.3f})"
                 )
+            case RolloutEvaluationReport(trajectories=(*_, every)):
+                told = f"reward after {event.step} steps: {every.mean_total_reward:.3f}"
             case _:
                 return
         self._console.print(f"held-out {told}")
+
+
+def _measured(event: StepDone) -> str:
+    """What a step came to, in a few words."""
+    match event.report:
+        case SupervisedStepReport(batch=batch):
+            return f"loss {batch.mean_nll:.3f}  {batch.num_tokens / event.seconds:.0f} tokens/s"
+        case PreferenceStepReport(batch=batch):
+            return f"loss {batch.loss:.3f}  {batch.num_tokens / event.seconds:.0f} tokens/s"
+        case ReinforcementStepReport():
+            return _of_rollouts(event.report, event.metrics, seconds=event.seconds)
+
+
+def _of_rollouts(
+    report: ReinforcementStepReport, row: Mapping[str, float | int], *, seconds: float
+) -> str:
+    """The mean reward, how far the weights lie from those that sampled, and what went wrong."""
+    parts = [f"reward {report.mean_reward:.3f}"]
+    for name, metric in (
+        ("KL", "optim/kl_sample_train_v1"),
+        ("KL to base", "kl_policy_base"),
+        ("entropy", "optim/entropy"),
+    ):
+        if metric in row:
+            parts.append(f"{name} {row[metric]:.4f}")
+    sampled = row.get("env/all/total_ac_tokens", 0)
+    parts.append(f"{sampled / seconds:.0f} tokens/s")
+    if not report.num_updates:
+        parts.append("nothing to learn: all attempts at a problem earned the same")
+    failed = row.get("rollout_errors/total", 0)
+    if failed:
+        parts.append(f"{failed} failed episodes")
+    return "  ".join(parts)

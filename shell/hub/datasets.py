@@ -15,13 +15,18 @@ ToConversation = Callable[[Mapping[str, Any]], Conversation]
 
 
 def open_dataset(
-    name_or_path: str, *, split: str = "train", streaming: bool = False
+    name_or_path: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """Opens one split of a dataset.
 
     Args:
         name_or_path: owner/name on the hub, or a local folder, JSON, JSONL or Parquet file.
         split: its name; slices such as "train[:1000]" work where nothing is streamed.
+        config: which part of a dataset on the hub, where it has several.
         streaming: rows are read as they are used, rather than downloaded and indexed first.
 
     Raises:
@@ -30,7 +35,7 @@ def open_dataset(
     path = Path(name_or_path).expanduser()
     builder, files = name_or_path, None
     if path.is_file():
-        builder, files = _builder(path), str(path)
+        builder, config, files = _builder(path), None, str(path)
     elif not path.is_dir():
         unavailable = why_unavailable(name_or_path, kind="dataset")
         if unavailable is not None:
@@ -39,7 +44,7 @@ def open_dataset(
                 f"from the hub it cannot come: {unavailable}"
             )
     try:
-        return load_dataset(builder, data_files=files, split=split, streaming=streaming)
+        return load_dataset(builder, config, data_files=files, split=split, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"cannot open {split!r} of {name_or_path!r}: {error}") from error
 

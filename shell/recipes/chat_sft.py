@@ -161,9 +161,9 @@ def run_description(
         "model": asdict(model),
         "data": {
             "data": str(files.train),
-            "data_sha256": _digest(files.train),
+            "data_sha256": file_digest(files.train),
             "eval_data": None if files.held_out is None else str(files.held_out),
-            "eval_data_sha256": None if files.held_out is None else _digest(files.held_out),
+            "eval_data_sha256": None if files.held_out is None else file_digest(files.held_out),
             **named,
         },
         "schedule": asdict(config.schedule),
@@ -203,7 +203,12 @@ def split_off(
     )
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of what a file holds.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -84,24 +84,10 @@ def same_answer(given: str, reference: str) -> bool:
     return ours.brackets == theirs.brackets and _same_parts(ours, theirs)
 
 
-class Grade(NamedTuple):
-    """What a grader thinks of an answer.
-
-    Fields:
-        correct: it is right.
-        formatted: it is where an answer should be.
-    """
-
-    correct: bool
-    formatted: bool
-
-
-def grade_solution(solution: str, reference: str) -> Grade:
-    """Grades the answer that a solution ends in."""
+def solves(solution: str, reference: str) -> bool:
+    """Whether the answer that a solution ends in is the right one."""
     answer = final_answer(solution)
-    if answer is None:
-        return Grade(correct=False, formatted=False)
-    return Grade(correct=same_answer(answer, reference), formatted=True)
+    return answer is not None and same_answer(answer, reference)
 
 
 _LAYOUT = re.compile(

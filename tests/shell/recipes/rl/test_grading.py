@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from shell.recipes.rl.grading import (
     extract_boxed,
     final_answer,
-    grade_solution,
     last_integer,
     same_answer,
+    solves,
 )
 
 
@@ -169,7 +169,9 @@ def test_no_answer_takes_long(hostile):
     assert time.process_time() - began < 0.5
 
 
-def test_a_solution_is_graded_for_its_answer_and_for_where_it_stands():
-    assert grade_solution("\\boxed{18}", "18") == (True, True)
-    assert grade_solution("#### 17", "18") == (False, True)
-    assert grade_solution("18", "18") == (False, False)
+@pytest.mark.parametrize(
+    ("solution", "right"),
+    [("\\boxed{18}", True), ("9 + 9\n#### 18.0", True), ("#### 17", False), ("18", False)],
+)
+def test_a_solution_is_judged_by_the_answer_it_ends_in(solution, right):
+    assert solves(solution, "18") == right
