@@ -1,5 +1,6 @@
 """`cookbook-fx replay`: make a training step again from its records."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
@@ -372,9 +373,10 @@ def _print_episodes(
         else:
             print_examples(_sections(recorded, member, of_episode), tokenizer, console=console)
     for recorded in groups:
-        for error in recorded.group.rollout_errors:
+        for error, count in Counter(recorded.group.rollout_errors).items():
             console.print(
-                f"group {recorded.index}: failed: {error.error_type}: {error.error_message}"
+                f"group {recorded.index}: {count} failed with {error.error_type}: "
+                f"{error.error_message}"
             )
 
 
@@ -385,9 +387,9 @@ def _heading(recorded: "RecordedGroup", member: int, data: "Sequence[Datum]") ->
     sampled = sum(len(turn.ac.tokens) for turn in trajectory.transitions)
     judged = f"advantage {_mean_advantage(data):+.3f}" if data else "not trained on"
     return (
-        f"group {recorded.index}, episode {member}: reward {reward:g}, {judged}, {sampled} tokens "
-        f"sampled in {len(trajectory.transitions)} turns, ended by "
-        f"{trajectory.stop_reason or 'its environment'}"
+        f"group {recorded.index}, episode {member}: reward {reward:.4g}, {judged}, "
+        f"turns: {len(trajectory.transitions)}, tokens sampled: {sampled}, ended: "
+        f"{trajectory.stop_reason or 'by its environment'}"
     )
 
 
