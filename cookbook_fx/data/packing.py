@@ -5,13 +5,14 @@ sequences are laid end to end in rows (a segment number keeps them from seeing e
 rows come in few widths and few counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
 from cookbook_fx.data.buckets import power_of_two
+from cookbook_fx.data.families import Family
 from cookbook_fx.errors import DataError
 
 MIN_WIDTH = 64
@@ -26,15 +27,23 @@ _WIDTH_OF_DOUBLE_COST = 6144
 class PackedRows:
     """One micro-batch: which token stands where.
 
+    A beginning that several sequences share stands there once, as a segment of its own before
+    theirs; `source` knows it as that of the first of them.
+
     Args:
         source: index into the concatenation of *all* sequences of the call; -1 at padding.
         segments: a number per sequence, different within a row; -1 at padding.
+        beginnings: the segment that a token's sequence begins with; its own where nothing is
+            shared.
         positions: place within its own sequence; 0 at padding.
+        copies: the indices of shared beginnings in the other sequences, and in the first.
     """
 
     source: Int[np.ndarray, "row token"]
     segments: Int[np.ndarray, "row token"]
+    beginnings: Int[np.ndarray, "row token"]
     positions: Int[np.ndarray, "row token"]
+    copies: tuple[Int[np.ndarray, " copy"], Int[np.ndarray, " copy"]]
 
     @property
     def real(self) -> np.ndarray:
@@ -48,11 +57,18 @@ class PackedRows:
         return values
 
     def put(self, flat: Shaped[np.ndarray, "flat ..."], values: np.ndarray) -> None:
-        """Writes rows back to where `take` found them; the padding is dropped."""
+        """Writes rows back to every sequence they stand for; the padding is dropped."""
         flat[self.source[self.real]] = values[self.real]
+        others, first = self.copies
+        flat[others] = flat[first]
 
 
-def pack(lengths: Sequence[int], *, max_tokens: int = MICRO_BATCH_TOKENS) -> tuple[PackedRows, ...]:
+def pack(
+    lengths: Sequence[int],
+    *,
+    families: Sequence[Family] | None = None,
+    max_tokens: int = MICRO_BATCH_TOKENS,
+) -> tuple[PackedRows, ...]:
     """Distributes sequences over micro-batches of at most `max_tokens` padded tokens.
 
     Longest first, each in the first row with room (first-fit decreasing). A micro-batch is as wide
@@ -61,6 +77,8 @@ def pack(lengths: Sequence[int], *, max_tokens: int = MICRO_BATCH_TOKENS) -> tup
 
     Args:
         lengths: tokens of each sequence, at least 1.
+        families: those that share a beginning, each sequence in one; placed like one sequence.
+            None is each alone.
         max_tokens: rows times width of a micro-batch; exceeded only by a single sequence that is
             longer than that, which gets a row of its own.
 
@@ -76,11 +94,14 @@ def pack(lengths: Sequence[int], *, max_tokens: int = MICRO_BATCH_TOKENS) -> tup
             f"every sequence needs at least one token, sequence {int(np.argmin(lengths))} has none"
         )
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    remaining = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if families is None:
+        families = [Family((i,), 0) for i in range(len(lengths))]
+    sizes = [family.size(lengths) for family in families]
+    remaining = sorted(range(len(families)), key=lambda i: -sizes[i])
     batches = []
     while remaining:
-        rows, width = _fill(remaining, lengths, max_tokens)
-        batches.append(_lay_out(rows, width, lengths, starts))
+        rows, width = _fill(remaining, sizes, max_tokens)
+        batches.append(_lay_out([[families[i] for i in row] for row in rows], width, starts))
         placed = {i for row in rows for i in row}
         remaining = [i for i in remaining if i not in placed]
     return tuple(batches)
@@ -119,21 +140,41 @@ def _first_fit(
     return rows
 
 
-def _lay_out(
-    rows: list[list[int]], width: int, lengths: Sequence[int], starts: np.ndarray
-) -> PackedRows:
+def _lay_out(rows: list[list[Family]], width: int, starts: np.ndarray) -> PackedRows:
     shape = (row_count(len(rows)), width)
     source, segments = np.full(shape, -1, np.int64), np.full(shape, -1, np.int32)
-    positions = np.zeros(shape, np.int32)
-    for row, members in enumerate(rows):
-        at = 0
-        for segment, i in enumerate(members):
-            here = slice(at, at + lengths[i])
-            source[row, here] = np.arange(starts[i], starts[i + 1])
-            segments[row, here] = segment
-            positions[row, here] = np.arange(lengths[i])
-            at += lengths[i]
-    return PackedRows(source=source, segments=segments, positions=positions)
+    beginnings, positions = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+    others, first = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for row, families in enumerate(rows):
+        at = segment = 0
+        for family in families:
+            beginning = segment
+            for start, end, skip in _parts(family, starts):
+                here = slice(at, at + end - start - skip)
+                source[row, here] = np.arange(start + skip, end)
+                positions[row, here] = np.arange(skip, end - start)
+                segments[row, here], beginnings[row, here] = segment, beginning
+                at, segment = here.stop, segment + 1
+            for member in family.members[1:]:
+                others.append(starts[member] + np.arange(family.shared))
+                first.append(starts[family.members[0]] + np.arange(family.shared))
+    copies = np.concatenate(others), np.concatenate(first)
+    return PackedRows(
+        source=source,
+        segments=segments,
+        beginnings=beginnings,
+        positions=positions,
+        copies=copies,
+    )
+
+
+def _parts(family: Family, starts: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Where each segment begins and ends, and how many of its first tokens stand elsewhere."""
+    if family.shared:
+        first = int(starts[family.members[0]])
+        yield first, first + family.shared, 0
+    for member in family.members:
+        yield int(starts[member]), int(starts[member + 1]), family.shared
 
 
 def row_count(n: int) -> int:

@@ -25,14 +25,17 @@ def attention(
     key: Float[Array, "row token kv_head dim"],
     value: Float[Array, "row token kv_head dim"],
     segments: Int[Array, "row token"],
+    beginnings: Int[Array, "row token"] | None = None,
 ) -> Float[Array, "row token head_x_dim"]:
-    """softmax(q·k / √dim)·v over the earlier tokens of the same segment, and the token itself.
+    """softmax(q·k / √dim)·v over the earlier tokens of the same sequence, and the token itself.
 
     Args:
         query: any multiple of kv_head heads; consecutive ones share a key head.
         key: rotated, as the query is.
         value: what is mixed.
         segments: a number per sequence of a row.
+        beginnings: the segment that a sequence begins with and has in common with others; its own
+            where there is none. None is no such segment anywhere.
 
     Example:
         >>> x = jnp.array([[[[1.0]], [[2.0]]]])
@@ -47,6 +50,7 @@ def attention(
         checkpoint_name(key.transpose(0, 2, 1, 3), "key"),
         checkpoint_name(value.transpose(0, 2, 1, 3), "value"),
         segments,
+        segments if beginnings is None else beginnings,
     )
     return attended.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * dim)
 
@@ -58,6 +62,7 @@ class _Residuals(NamedTuple):
     key: Float[Array, "row kv_head token dim"]
     value: Float[Array, "row kv_head token dim"]
     segments: Int[Array, "row token"]
+    beginnings: Int[Array, "row token"]
     attended: Float[Array, "row kv_head group token dim"]
     normaliser: Float[Array, "row kv_head group token 1"]
 
@@ -68,17 +73,18 @@ def _attend(
     key: Float[Array, "row kv_head token dim"],
     value: Float[Array, "row kv_head token dim"],
     segments: Int[Array, "row token"],
+    beginnings: Int[Array, "row token"],
 ) -> Float[Array, "row kv_head group token dim"]:
-    attended, _ = _attend_forward(query, key, value, segments)
+    attended, _ = _attend_forward(query, key, value, segments, beginnings)
     return attended
 
 
 def _attend_forward(
-    query: Array, key: Array, value: Array, segments: Array
+    query: Array, key: Array, value: Array, segments: Array, beginnings: Array
 ) -> tuple[Array, _Residuals]:
     attended, normalisers = [], []
     for block in _blocks(query.shape[3]):
-        scores = _scores(query, key, segments, block)
+        scores = _scores(query, key, segments, beginnings, block)
         largest = scores.max(axis=-1, keepdims=True)
         shares = jnp.exp(scores - largest)
         total = shares.sum(axis=-1, keepdims=True)
@@ -87,17 +93,21 @@ def _attend_forward(
         normalisers.append(largest + jnp.log(total))
     output = checkpoint_name(jnp.concatenate(attended, axis=3), "attended")
     normaliser = checkpoint_name(jnp.concatenate(normalisers, axis=3), "normaliser")
-    return output, _Residuals(query, key, value, segments, output, normaliser)
+    return output, _Residuals(query, key, value, segments, beginnings, output, normaliser)
 
 
-def _attend_backward(residuals: _Residuals, gradient: Array) -> tuple[Array, Array, Array, None]:
-    query, key, value, segments, output, normaliser = residuals
+def _attend_backward(
+    residuals: _Residuals, gradient: Array
+) -> tuple[Array, Array, Array, None, None]:
+    query, key, value, segments, beginnings, output, normaliser = residuals
     scale = query.shape[-1] ** -0.5
     mean_slope = (gradient * output).sum(axis=-1, keepdims=True)
     to_query, to_key, to_value = [], jnp.zeros_like(key), jnp.zeros_like(value)
     for block in _blocks(query.shape[3]):
         seen_keys = (slice(None), slice(None), slice(block.stop))
-        shares = jnp.exp(_scores(query, key, segments, block) - normaliser[:, :, :, block])
+        shares = jnp.exp(
+            _scores(query, key, segments, beginnings, block) - normaliser[:, :, :, block]
+        )
         slopes = jnp.einsum("rkgqd,rktd->rkgqt", gradient[:, :, :, block], value[seen_keys])
         slopes = shares * (slopes - mean_slope[:, :, :, block]) * scale
         to_query.append(jnp.einsum("rkgqt,rktd->rkgqd", slopes, key[seen_keys]))
@@ -107,7 +117,7 @@ def _attend_backward(residuals: _Residuals, gradient: Array) -> tuple[Array, Arr
         to_value = to_value.at[seen_keys].add(
             jnp.einsum("rkgqt,rkgqd->rktd", shares, gradient[:, :, :, block])
         )
-    return jnp.concatenate(to_query, axis=3), to_key, to_value, None
+    return jnp.concatenate(to_query, axis=3), to_key, to_value, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -119,12 +129,13 @@ def _blocks(length: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _scores(query: Array, key: Array, segments: Array, block: slice) -> Array:
+def _scores(query: Array, key: Array, segments: Array, beginnings: Array, block: slice) -> Array:
     """Scaled scores of a block of queries against the keys up to its end, -inf where unseen."""
     dim = query.shape[-1]
     scores = (
         jnp.einsum("rkgqd,rktd->rkgqt", query[:, :, :, block], key[:, :, : block.stop]) * dim**-0.5
     )
-    seen = segments[:, block, None] == segments[:, None, : block.stop]
+    keys = segments[:, None, : block.stop]
+    seen = (segments[:, block, None] == keys) | (beginnings[:, block, None] == keys)
     seen &= jnp.arange(block.start, block.stop)[:, None] >= jnp.arange(block.stop)
     return jnp.where(seen[:, None, None], scores, -jnp.inf)

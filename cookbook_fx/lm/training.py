@@ -14,7 +14,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cookbook_fx.data.datum import Datum
-from cookbook_fx.data.packing import PackedRows, pack
+from cookbook_fx.data.families import find_families
+from cookbook_fx.data.packing import MICRO_BATCH_TOKENS, PackedRows, pack
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.lm.config import LMConfig
 from cookbook_fx.lm.head import PromptResult, loss_and_gradients, target_logprobs
@@ -298,10 +299,32 @@ class _Outputs(NamedTuple):
 
 
 def _batches(datums: Sequence[Datum], loss: LossSpec) -> Iterator[tuple[PackedRows, _Batch]]:
-    """Packs datums into micro-batches of few shapes."""
+    """Packs datums into micro-batches of few shapes; what they share is in them once."""
     columns = _columns(datums, loss)
-    for rows in pack([datum.length for datum in datums]):
+    lengths = [datum.length for datum in datums]
+    ends = np.cumsum(lengths)[:-1]
+    beginnings = [
+        table[: silent.argmin() if not silent.all() else None]
+        for table, silent in zip(
+            np.split(np.column_stack([columns.ids, columns.targets]), ends),
+            np.split(_silent(columns, loss), ends),
+            strict=True,
+        )
+    ]
+    families = find_families(beginnings, lengths, max_tokens=MICRO_BATCH_TOKENS)
+    for rows in pack(lengths, families=families):
         yield rows, _batch(rows, columns)
+
+
+def _silent(columns: _Columns, loss: LossSpec) -> Bool[np.ndarray, " token"]:
+    """Where neither the loss nor its gradient can be other than 0, whatever the model says."""
+    silent: np.ndarray = (columns.weights == 0).all(axis=1)
+    # DRO pulls towards the sampling policy also where the advantage is 0.
+    if columns.policy is not None and loss.name != "dro":
+        silent |= columns.policy[1] == 0
+    if columns.ratio_mask is not None:
+        silent &= ~columns.ratio_mask
+    return silent
 
 
 def _columns(datums: Sequence[Datum], loss: LossSpec) -> _Columns:
@@ -347,12 +370,11 @@ def _batch(rows: PackedRows, columns: _Columns) -> _Batch:
         values = rows.take(flat, fill=0.0)
         return jnp.asarray(values.reshape(-1, *values.shape[2:])[order])
 
-    ids, positions, segments = (
-        jnp.asarray(x) for x in (rows.take(columns.ids, fill=0.0), rows.positions, rows.segments)
-    )
+    ids = rows.take(columns.ids, fill=0.0)
+    tokens = Tokens(*map(jnp.asarray, (ids, rows.positions, rows.segments, rows.beginnings)))
     mask = columns.ratio_mask
     return _Batch(
-        tokens=Tokens(ids, positions, segments),
+        tokens=tokens,
         ratio_mask=None if mask is None else jnp.asarray(rows.take(mask, fill=0.0)),
         order=jnp.asarray(order),
         targets=ordered(columns.targets),

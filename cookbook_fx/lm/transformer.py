@@ -24,17 +24,22 @@ _KEEP_UP_TO_TOKENS = 4096
 
 
 class Tokens(NamedTuple):
-    """Packed model input: ids, place within the sequence, and a number per sequence of a row."""
+    """Packed model input: ids, place within the sequence, and a number per sequence of a row.
+
+    `beginnings` is the number of the segment that a token's sequence begins with, where several
+    share one.
+    """
 
     ids: Int[Array, "row token"]
     positions: Int[Array, "row token"]
     segments: Int[Array, "row token"]
+    beginnings: Int[Array, "row token"]
 
 
 def hidden_states(
     weights: LMWeights, adapter: LoRA | None, tokens: Tokens
 ) -> Float[Array, "row token hidden"]:
-    """Runs every layer and the final norm; a token attends to earlier ones of its own segment.
+    """Runs every layer and the final norm; a token attends to earlier ones of its own sequence.
 
     Activations are at least float32; matrices are multiplied in the dtype they are stored in.
 
@@ -48,7 +53,7 @@ def hidden_states(
 
     def layer(x: Array, parameters: tuple[LayerWeights, LoRA | None]) -> tuple[Array, None]:
         base, lora = parameters
-        x = x + _attention_block(config, base, lora, x, rotation, tokens.segments)
+        x = x + _attention_block(config, base, lora, x, rotation, tokens)
         x = checkpoint_name(x, "middle")
         return x + _mlp_block(config, base, lora, x), None
 
@@ -189,7 +194,7 @@ def _attention_block(
     lora: LoRA | None,
     x: Array,
     rotation: tuple[Array, Array],
-    segments: Array,
+    tokens: Tokens,
 ) -> Array:
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     scale = 1.0 if lora is None else lora.scale
@@ -201,9 +206,8 @@ def _attention_block(
     if base.query_norm is not None and base.key_norm is not None:
         query = rms_norm(query, base.query_norm, eps=config.rms_norm_eps)
         key = rms_norm(key, base.key_norm, eps=config.rms_norm_eps)
-    attended = attention(
-        rope.rotate(query, *rotation), rope.rotate(key, *rotation), value, segments
-    )
+    query, key = rope.rotate(query, *rotation), rope.rotate(key, *rotation)
+    attended = attention(query, key, value, tokens.segments, tokens.beginnings)
     return project(attended, base.output, () if lora is None else (lora.output,), scale=scale)
 
 

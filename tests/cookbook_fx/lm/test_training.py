@@ -489,3 +489,53 @@ def test_nothing_to_do_is_refused() -> None:
         lm.score_prompts(model(LLAMA), None, [np.array([1])], top_k=62)
     with pytest.raises(ConfigurationError, match="beta1 must be at least 0 and below 1, got 1"):
         lm.AdamParams(beta1=1.0)
+
+
+def group(*, prompt: int = 20, answers: int = 5, seed: int = 0) -> list[Datum]:
+    """Answers of different lengths to one prompt, and a stranger among them."""
+    rng = np.random.default_rng(seed)
+    question = rng.integers(0, 61, prompt + 1)
+    made = datums([30])
+    for length in range(3, 3 + answers):
+        ids = np.concatenate([question, rng.integers(0, 61, length)]).astype(np.int32)
+        mask = (np.arange(len(ids) - 1) >= prompt).astype(np.float32)
+        made.append(
+            Datum(
+                tokens=ids[:-1],
+                target_tokens=ids[1:],
+                weights=mask,
+                logprobs=(mask * rng.normal(-4, 0.3, len(mask))).astype(np.float32),
+                advantages=(mask * rng.normal()).astype(np.float32),
+            )
+        )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("config", "loss"), [(LLAMA, "cross_entropy"), (LLAMA, "dro"), (LLAMA, "gspo"), (QWEN, "ppo")]
+)
+def test_a_shared_prompt_changes_nothing(config: lm.LMConfig, loss: str) -> None:
+    spec = GSPO if loss == "gspo" else lm.LossSpec(name=loss)
+    weights, lora, data = model(config), adapter(config), group()
+    together, output = lm.forward_backward(weights, lora, None, data, loss=spec)
+    apart, losses, logprobs = None, [], []
+    for datum in data:
+        apart, alone = lm.forward_backward(weights, lora, apart, [datum], loss=spec)
+        losses.append(alone.loss_sum)
+        logprobs.append(alone.logprobs[0])
+
+    assert len(list(training._batches(data, spec))) == 1
+    assert next(training._batches(data, spec))[0].real.sum() < sum(d.length for d in data)
+    np.testing.assert_allclose(output.loss_sum, sum(losses), rtol=1e-5)
+    for one, other in zip(output.logprobs, logprobs, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+    assert lm.forward(weights, lora, data, loss=spec).loss_sum == pytest.approx(output.loss_sum)
+
+
+def test_a_prompt_that_is_trained_on_is_not_shared() -> None:
+    data = [dataclasses.replace(datum, weights=None) for datum in group()]
+    ((rows, _),) = training._batches(data, CROSS_ENTROPY)
+
+    assert rows.real.sum() == sum(datum.length for datum in data)
