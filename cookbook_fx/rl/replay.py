@@ -140,7 +140,7 @@ def remade(replayed: ReplayedBatch, other: Objective) -> TrainingBatch:
     return training_data(replayed.made.batch, other, base_logprobs=replayed.record.base_logprobs)
 
 
-def recorded_training_logprobs(replayed: ReplayedBatch) -> Sequence[Float[np.ndarray, " token"]]:
+def recorded_training_logprobs(replayed: ReplayedBatch) -> Sequence[Float[np.ndarray, " _"]]:
     """The learner's log-probabilities of each datum's targets.
 
     Raises:
@@ -188,7 +188,7 @@ def episode_data(replayed: ReplayedBatch) -> dict[Episode, list[Datum]]:
 
 def objective_figures(
     data: Sequence[Datum],
-    training_logprobs: Sequence[Float[np.ndarray, " token"]],
+    training_logprobs: Sequence[Float[np.ndarray, " _"]],
     objective: Objective,
 ) -> ObjectiveFigures:
     """What an objective's loss makes of datums, at the log-probabilities that the learner had.
