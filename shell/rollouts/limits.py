@@ -50,8 +50,9 @@ class RolloutLimits:
         tool_calls: calls of tools, counted by environments that have any.
         turn_tokens: tokens of one action. An action cut off there does not end the episode, unless
             the environment says so.
-        rollout_seconds: wall-clock time of an episode. As long may making the environments of a
-            group take, and as long cleaning up after it.
+        rollout_seconds: wall-clock time of an episode once the episodes of its group have their
+            first prompts. Making the environments of a group, a first prompt, and cleaning up may
+            each take as long.
         sample_seconds: wall-clock time of one request to the policy.
 
     Raises:

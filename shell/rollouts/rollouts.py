@@ -154,7 +154,7 @@ class _GroupRun:
             return TrajectoryGroup(trajectories_G=(), final_rewards_G=(), metrics_G=())
 
     async def clean_up(self) -> Failure | None:
-        """The failure to, if any."""
+        """Frees what the group holds; the failure to, if any."""
         outcome = await attempted(self._clean_up(), doing=f"cleaning up {self.name}")
         return outcome if isinstance(outcome, Failure) else None
 

@@ -127,6 +127,29 @@ def test_a_repeated_episode_does_not_ask_the_same():
     assert policy.requests[0].seed != policy.requests[1].seed
 
 
+def test_a_repeated_episode_does_not_get_the_shared_answer_again():
+    policy = GroupPolicy()
+    rollout(first_attempt(None, raises(Broken())), policy, strategy=RetryOnFailure(), seed=3)
+    shared, own = policy.requests
+    assert (shared.num_samples, own.num_samples) == (2, None)
+    assert own.prompt == shared.prompt
+
+
+def test_a_repeated_episode_has_as_much_time():
+    async def late(error) -> None:
+        await asyncio.sleep(0.6)
+        if error is not None:
+            raise error
+
+    builder = first_attempt(
+        lambda turn: late(Broken()) if turn == 1 else None,
+        then=lambda turn: late(None) if turn == 1 else None,
+    )
+    group = rollout(builder, strategy=RetryOnFailure(), rollout_seconds=1.0)
+    assert [trajectory.stop_reason for trajectory in group.trajectories_G] == [None]
+    assert len(group.rollout_errors) == 1
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_fail_fast_raises_what_was_raised_and_says_where(at):
     builder = ScriptedGroup(
@@ -224,8 +247,9 @@ def test_first_answers_that_fail_together_are_asked_for_one_by_one():
 
 
 def test_first_answers_that_fail_together_end_a_group_that_may_not_repeat():
-    group = rollout(group_of(2), FailingMany(), strategy=RetryOnFailure(max_retries=0))
-    assert group.trajectories_G == ()
+    for strategy in (RetryOnFailure(max_retries=0), MinViableGroup(max_retries=0)):
+        group = rollout(group_of(4), FailingMany(), strategy=strategy)
+        assert group.trajectories_G == ()
     with pytest.raises(Broken, match="too many") as raised:
         rollout(group_of(2), FailingMany())
     assert "first answers of ScriptedGroup" in " ".join(raised.value.__notes__)
@@ -245,7 +269,9 @@ def test_first_answers_that_hang_time_out_every_episode():
         async def many(self, *args, **options):
             await asyncio.Event().wait()
 
-    group = rollout(group_of(3), Hanging(), rollout_seconds=0.2)
+    policy = Hanging()
+    group = rollout(group_of(3), policy, rollout_seconds=0.2)
+    assert policy.requests == []
     assert [trajectory.stop_reason for trajectory in group.trajectories_G] == [
         "rollout_timeout"
     ] * 3
@@ -438,6 +464,28 @@ def test_what_makes_another_error_of_being_cancelled_is_not_played_again():
 
     asyncio.run(cancelled())
     assert builder.made == 1
+
+
+def test_what_swallows_being_cancelled_ends_all_the_same():
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return
+
+    envs = [ScriptedEnv(turns=9, before=lambda turn: stubborn() if turn == 1 else None)]
+    builder = ScriptedGroup([lambda: envs])
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(do_group_rollout(builder, AlonePolicy()))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert envs[0].taken == 1
+    assert builder.cleaned == 1
 
 
 def test_a_cancellation_from_within_is_a_failure_and_not_lost():
