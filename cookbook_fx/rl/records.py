@@ -1,9 +1,10 @@
 """Episodes and batches as plain JSON values, and back again, bit for bit.
 
 What is written is what a batch is made of: token ids as integers, log-probabilities as float32.
-JSON has no number for nan and the infinities; they stand there as the strings "NaN", "Infinity" and
-"-Infinity". An observation that begins with all of the turn before, as a conversation's does, is
-written without that beginning, so that a long episode takes the space of its tokens.
+JSON has no number for nan and the infinities; in rewards, metrics and log-probabilities they stand
+there as the strings "NaN", "Infinity" and "-Infinity", and one nan comes back as any other. An
+observation that begins with all of the turn before, as a conversation's does, is written without
+that beginning, so that a long episode takes the space of its tokens.
 """
 
 import hashlib
@@ -222,7 +223,7 @@ def record_to_json(record: RolloutRecord) -> JSONObject:
         "sampler_step": int(record.sampler_step),
         "tags": list(record.tags),
         "seed": None if record.seed is None else int(record.seed),
-        "seconds": record.seconds,
+        "seconds": None if record.seconds is None else float(record.seconds),
     }
     if record.error is not None:
         value["error_type"] = record.error.error_type

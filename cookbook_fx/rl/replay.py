@@ -71,14 +71,14 @@ class ObjectiveFigures:
     effective_sample_size: float
 
 
-class Episode(NamedTuple):
+class EpisodeIndex(NamedTuple):
     """Where an episode stands: its group's index in the step, its own among the trajectories."""
 
     group: int
     trajectory: int
 
 
-class Comparison(NamedTuple):
+class ObjectiveComparison(NamedTuple):
     """Two objectives on the same tokens.
 
     Args:
@@ -123,7 +123,7 @@ def replay_batch(record: BatchRecord, groups: Mapping[int, RecordedGroup]) -> Re
     )
 
 
-def remade(replayed: ReplayedBatch, other: Objective) -> TrainingBatch:
+def remade_batch(replayed: ReplayedBatch, other: Objective) -> TrainingBatch:
     """A batch as another objective would have made it, of the rows that were trained on.
 
     The other's `remove_constant_reward_groups` is not looked at.
@@ -174,14 +174,14 @@ def trajectory_advantages(made: TrainingBatch) -> Float[np.ndarray, " trajectory
     return np.where(sizes > 0, sums / np.maximum(sizes, 1), np.nan)
 
 
-def episode_data(replayed: ReplayedBatch) -> dict[Episode, list[Datum]]:
+def episode_data(replayed: ReplayedBatch) -> dict[EpisodeIndex, list[Datum]]:
     """The datums of each episode of a batch; an episode that nothing is learnt from has none."""
     batch = replayed.made.batch
     firsts = np.cumsum(batch.group_sizes) - batch.group_sizes
-    data: dict[Episode, list[Datum]] = {}
+    data: dict[EpisodeIndex, list[Datum]] = {}
     for datum, trajectory in zip(replayed.made.data, batch.row_trajectory.tolist(), strict=True):
         group = int(batch.trajectory_group[trajectory])
-        place = Episode(replayed.record.groups[group], trajectory - int(firsts[group]))
+        place = EpisodeIndex(replayed.record.groups[group], trajectory - int(firsts[group]))
         data.setdefault(place, []).append(datum)
     return data
 
@@ -232,7 +232,7 @@ def objective_figures(
     )
 
 
-def compare(sent: ObjectiveFigures, other: ObjectiveFigures) -> Comparison:
+def compare_objectives(sent: ObjectiveFigures, other: ObjectiveFigures) -> ObjectiveComparison:
     """How much two objectives disagree about the same tokens.
 
     Example:
@@ -241,13 +241,13 @@ def compare(sent: ObjectiveFigures, other: ObjectiveFigures) -> Comparison:
         ...         gradients=-np.array(signs, np.float32), loss=0.0, clip_fraction=0.0,
         ...         effective_sample_size=1.0)
         ...     for signs in ([1.0, 1.0], [1.0, -1.0]))
-        >>> compare(one, two)
-        Comparison(sign_changes=0.5, gradient_cosine=0.0)
+        >>> compare_objectives(one, two)
+        ObjectiveComparison(sign_changes=0.5, gradient_cosine=0.0)
     """
     changed = np.sign(sent.advantages) != np.sign(other.advantages)
     one, two = sent.gradients.astype(np.float64), other.gradients.astype(np.float64)
     sizes = float(np.linalg.norm(one) * np.linalg.norm(two))
-    return Comparison(
+    return ObjectiveComparison(
         sign_changes=float(changed.mean()) if changed.size else 0.0,
         gradient_cosine=float(one @ two) / sizes if sizes else 0.0,
     )

@@ -218,17 +218,17 @@ def _print_figures(
 ) -> None:
     """What the run's objective made of the step, and beside it another's."""
     from cookbook_fx.rl.replay import (
-        compare,
+        compare_objectives,
         objective_figures,
         recorded_training_logprobs,
-        remade,
+        remade_batch,
         trajectory_advantages,
     )
 
     made = {_SENT: [batch.made for batch in batches]}
     objectives = {_SENT: batches[0].objective}
     if other is not None:
-        made[_INSTEAD] = [remade(batch, other) for batch in batches]
+        made[_INSTEAD] = [remade_batch(batch, other) for batch in batches]
         objectives[_INSTEAD] = other
     console.print()
     for name, objective in objectives.items():
@@ -246,7 +246,7 @@ def _print_figures(
     else:
         _print_table(console, figures)
         if other is not None:
-            comparison = compare(figures[_SENT], figures[_INSTEAD])
+            comparison = compare_objectives(figures[_SENT], figures[_INSTEAD])
             console.print(
                 f"advantages of another sign: {comparison.sign_changes:.1%} of the tokens; cosine "
                 f"of the two gradients: {comparison.gradient_cosine:.3f}"
@@ -356,7 +356,7 @@ def _print_episodes(
     """The first episodes of a step, and what failed."""
     from itertools import islice
 
-    from cookbook_fx.rl.replay import Episode, episode_data
+    from cookbook_fx.rl.replay import EpisodeIndex, episode_data
     from shell.cli.show import print_examples
 
     data = {place: datums for batch in batches for place, datums in episode_data(batch).items()}
@@ -367,7 +367,7 @@ def _print_episodes(
     )
     console.print()
     for recorded, member in islice(places, limit):
-        of_episode = data.get(Episode(recorded.index, member), [])
+        of_episode = data.get(EpisodeIndex(recorded.index, member), [])
         if tokenizer is None:
             _print_recorded(console, recorded, member, of_episode)
         else:

@@ -13,12 +13,12 @@ from cookbook_fx import numerics
 from cookbook_fx.errors import DataError
 from cookbook_fx.rl import Objective, batch_record, group_records, groups_of, training_batch
 from cookbook_fx.rl.replay import (
-    Episode,
-    compare,
+    EpisodeIndex,
+    compare_objectives,
     episode_data,
     objective_figures,
     recorded_training_logprobs,
-    remade,
+    remade_batch,
     replay_batch,
     trajectory_advantages,
 )
@@ -93,7 +93,7 @@ def test_a_minibatch_is_made_of_its_own_groups():
     replayed = replay_batch(record, recorded(groups))
     assert replayed.difference is None
     assert {place: len(data) for place, data in episode_data(replayed).items()} == {
-        Episode(1, 0): 2, Episode(1, 1): 1, Episode(1, 2): 1,
+        EpisodeIndex(1, 0): 2, EpisodeIndex(1, 1): 1, EpisodeIndex(1, 2): 1,
     }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_what_was_not_recorded_cannot_be_told():
     with pytest.raises(DataError, match="not recorded"):
         recorded_training_logprobs(without)
     with pytest.raises(DataError, match="the run had none"):
-        remade(without, Objective(kl_penalty_coef=0.1))
+        remade_batch(without, Objective(kl_penalty_coef=0.1))
 
 
 def test_advantages_of_trajectories_are_those_of_their_tokens():
@@ -188,15 +188,16 @@ def test_another_estimator_changes_signs_only_where_it_disagrees():
     training = recorded_training_logprobs(replayed)
     ours = objective_figures(replayed.made.data, training, replayed.objective)
     other = Objective(advantages="group_normalized")
-    theirs = objective_figures(remade(replayed, other).data, training, other)
-    found = compare(ours, theirs)
+    theirs = objective_figures(remade_batch(replayed, other).data, training, other)
+    found = compare_objectives(ours, theirs)
     assert found.sign_changes == 0
     assert found.gradient_cosine == pytest.approx(1)
     assert np.abs(theirs.advantages).mean() == pytest.approx(2 * np.sqrt(2) / 3, rel=1e-3)
     nothing = replace(theirs, advantages=0 * theirs.advantages, gradients=0 * theirs.gradients)
-    assert compare(ours, nothing) == (1.0, 0.0)
+    assert compare_objectives(ours, nothing) == (1.0, 0.0)
 
 
 def test_a_batch_of_nothing_has_figures():
     figures = objective_figures([], [], Objective())
-    assert (figures.loss, figures.advantages.size, compare(figures, figures)) == (0, 0, (0, 0))
+    assert (figures.loss, figures.advantages.size) == (0, 0)
+    assert compare_objectives(figures, figures) == (0, 0)
