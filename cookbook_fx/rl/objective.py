@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -24,14 +24,13 @@ from cookbook_fx.rl.shaping import (
 )
 from cookbook_fx.rl.trajectory import TrajectoryGroup
 
-AdvantageEstimator = Literal["group_centered", "group_normalized", "leave_one_out", "max_rl"]
-
 _ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
     {
         "group_centered": numerics.group_centered,
         "group_normalized": numerics.group_normalized,
         "leave_one_out": numerics.leave_one_out,
         "max_rl": numerics.max_rl,
+        "none": _none,
     }
 )
 _CLIPPED_LOSSES = ("ppo", "cispo", "gspo")
@@ -42,7 +41,8 @@ class Objective:
     """What is made of rewards, and what is minimised.
 
     Args:
-        advantages: how a trajectory is judged against its group, a name in `numerics`.
+        advantages: how a trajectory is judged against its group: group_centered, group_normalized,
+            leave_one_out or max_rl, as in `numerics`.
         loss: a policy loss by Tinker's name: importance_sampling, ppo, cispo, dro or gspo.
         loss_config: its settings by Tinker's names, where they are not to be its defaults.
         truncate_ratios: with importance_sampling, the largest ratio r between the weights that
@@ -53,6 +53,8 @@ class Objective:
         kl_penalty_coef: weight of the penalty for leaving a base policy, per nat; 0 is none.
         kl_discount_factor: charges a token also for what follows in its row, discounted so; 0
             charges each for itself alone.
+        kl_centered: whether the penalty's mean is taken out, so that it favors no length. With a
+            teacher in place of the base policy, False makes it on-policy distillation.
 
     Raises:
         ConfigurationError: a name, a setting or a combination of them that cannot work.
@@ -67,13 +69,14 @@ class Objective:
         2025, arXiv:2506.13585, section 3.1, for cispo.
     """
 
-    advantages: AdvantageEstimator = "group_centered"
+    advantages: str = "group_centered"
     loss: str = "importance_sampling"
     loss_config: Mapping[str, float] = field(default_factory=dict)
     truncate_ratios: float | None = None
     remove_constant_reward_groups: bool = False
     kl_penalty_coef: float = 0.0
     kl_discount_factor: float = 0.0
+    kl_centered: bool = True
 
     def __post_init__(self) -> None:
         if self.advantages not in _ESTIMATORS:
@@ -105,6 +108,14 @@ class Objective:
             raise ConfigurationError(
                 "`kl_discount_factor` is a discount per token, from 0 to 1; got "
                 f"{self.kl_discount_factor}"
+            )
+        if self.advantages == "none" and (
+            self.kl_penalty_coef == 0 or self.remove_constant_reward_groups
+        ):
+            raise ConfigurationError(
+                "without rewards (`advantages` none) there is only the KL penalty to learn from: "
+                "it needs a `kl_penalty_coef` above 0, and the groups that "
+                "`remove_constant_reward_groups` would leave out"
             )
 
     @property
@@ -180,6 +191,7 @@ def training_data(
         batch.column(base_logprobs),
         coef=objective.kl_penalty_coef,
         gamma=objective.kl_discount_factor,
+        centered=objective.kl_centered,
     )
     data = batch_data(batch, shaped.advantages)
     return TrainingBatch(batch=batch, data=data, mean_kl=shaped.mean_kl)

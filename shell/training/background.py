@@ -39,8 +39,12 @@ async def background() -> AsyncIterator[Spawn]:
         return
     except BaseExceptionGroup as errors:
         failure = _first(errors)
-    # Outside of the handler, so that the group does not become the failure's context.
-    raise failure
+    context = failure.__context__
+    try:
+        raise failure
+    finally:
+        # Raising it has made the block's cancellation its context.
+        failure.__context__ = context
 
 
 def _first(errors: BaseExceptionGroup) -> BaseException:
