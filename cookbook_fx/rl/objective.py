@@ -24,6 +24,12 @@ from cookbook_fx.rl.shaping import (
 )
 from cookbook_fx.rl.trajectory import TrajectoryGroup
 
+
+def _none(rewards: AnyArray, *, mask: AnyArray) -> AnyArray:
+    del rewards
+    return np.zeros(mask.shape, np.float32)
+
+
 _ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
     {
         "group_centered": numerics.group_centered,
@@ -42,7 +48,8 @@ class Objective:
 
     Args:
         advantages: how a trajectory is judged against its group: group_centered, group_normalized,
-            leave_one_out or max_rl, as in `numerics`.
+            leave_one_out or max_rl, as in `numerics`; none pays no heed to rewards and leaves the
+            KL penalty, as distillation does.
         loss: a policy loss by Tinker's name: importance_sampling, ppo, cispo, dro or gspo.
         loss_config: its settings by Tinker's names, where they are not to be its defaults.
         truncate_ratios: with importance_sampling, the largest ratio r between the weights that
