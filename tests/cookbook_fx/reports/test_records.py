@@ -10,11 +10,13 @@ from cookbook_fx.reports import (
     EvaluationReport,
     OptimizerReport,
     PolicyReport,
+    ReinforcementStepReport,
+    RolloutReport,
     SupervisedStepReport,
     TimeReport,
     flatten,
 )
-from cookbook_fx.rl import TrajectoryReport
+from cookbook_fx.rl import RolloutErrorCounts, TrajectoryReport
 from cookbook_fx.runs import RunPlan
 from cookbook_fx.supervised import LikelihoodReport, Preparation
 
@@ -182,3 +184,46 @@ def test_numbers_of_any_kind_come_out_plain(scalar):
     assert {type(value) for value in metrics.values()} == {float}
     assert metrics == flatten(PolicyReport(sample_train=KL, kl_policy_base=0.125))
     json.dumps(metrics)
+
+
+def test_a_reinforcement_step_has_the_names_dashboards_know():
+    step = ReinforcementStepReport(
+        step=RunPlan(num_batches=4, num_epochs=2).step(5),
+        total_steps=8,
+        learning_rate=1e-4,
+        num_groups=3,
+        num_datums=10,
+        num_tokens=100,
+        num_updates=2,
+        mean_reward=0.5,
+    )
+    rollouts = RolloutReport(
+        errors=RolloutErrorCounts(by_type={"OSError": 2, "ValueError": 1}, groups_skipped=1),
+        sampler_steps=(5, 3, 4),
+        seconds=(1.0, 2.0, 6.0),
+    )
+    assert flatten(step, rollouts) == {
+        "progress/epoch": 1,
+        "progress/batch": 5,
+        "progress/done_frac": 0.75,
+        "optim/lr": 1e-4,
+        "optim/num_updates": 2,
+        "train/num_groups": 3,
+        "train/num_datums": 10,
+        "train/num_tokens": 100,
+        "rollout_errors/OSError": 2,
+        "rollout_errors/ValueError": 1,
+        "rollout_errors/total": 3,
+        "rollout_errors/groups_skipped": 1,
+        "sampling_client/step_max": 5,
+        "sampling_client/step_min": 3,
+        "sampling_client/step_mean": 4.0,
+        "time/sampling_time_max": 6.0,
+        "time/sampling_time_min": 1.0,
+        "time/sampling_time_mean": 3.0,
+    }
+
+
+def test_rollouts_without_a_group_have_no_spread():
+    nothing = RolloutReport(errors=RolloutErrorCounts(by_type={}, groups_skipped=0))
+    assert flatten(nothing) == {"rollout_errors/total": 0, "rollout_errors/groups_skipped": 0}

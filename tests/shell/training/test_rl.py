@@ -171,6 +171,7 @@ def test_metrics_have_upstreams_names(uninterrupted):
     assert written[TOTAL].keys() == {"step", "progress/batch", "progress/done_frac", "test/nll"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_reward_rises_in_every_mode(runner, tmp_path, mode):
     config = replace(
@@ -330,7 +331,7 @@ def test_a_kl_penalty_is_measured_and_pulls_towards_the_base_model(runner, tmp_p
         config = replace(
             runner.config,
             objective=Objective(kl_penalty_coef=coef, kl_discount_factor=0.5),
-            kl_reference=KLReference(),
+            kl_references=(KLReference(),),
             compute_post_kl=True,
         )
         runner(tmp_path / str(coef), config=config)
@@ -344,7 +345,7 @@ def test_a_kl_penalty_is_measured_and_pulls_towards_the_base_model(runner, tmp_p
 
 
 def test_a_kl_penalty_needs_a_reference():
-    with pytest.raises(ConfigurationError, match="kl_reference"):
+    with pytest.raises(ConfigurationError, match="kl_references"):
         RLConfig(objective=Objective(kl_penalty_coef=0.1))
     with pytest.raises(ConfigurationError, match="one of the two"):
         KLReference(base_model="a", load_checkpoint="tinker://b")
