@@ -19,5 +19,6 @@ from cookbook_fx.reports.records import Report as Report
 from cookbook_fx.reports.records import RolloutEvaluationReport as RolloutEvaluationReport
 from cookbook_fx.reports.records import RolloutReport as RolloutReport
 from cookbook_fx.reports.records import SupervisedStepReport as SupervisedStepReport
+from cookbook_fx.reports.records import TeacherReport as TeacherReport
 from cookbook_fx.reports.records import TimeReport as TimeReport
 from cookbook_fx.reports.records import flatten as flatten

@@ -10,6 +10,7 @@ from itertools import chain
 import jax
 from jax.typing import ArrayLike
 
+from cookbook_fx.distillation import TeacherKL
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.numerics import PolicyDiagnostics, SampleTrainKL
 from cookbook_fx.preference import PairPreparation, PreferenceReport
@@ -180,6 +181,19 @@ class PolicyReport:
     kl_policy_base: ArrayLike | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherReport:
+    """How far a student is from its teachers.
+
+    Args:
+        kl: `teacher_kl`, and for each teacher's data set `teacher_kl/dataset_<i>`.
+        name: of a held-out set, begins the names; None in training.
+    """
+
+    kl: TeacherKL
+    name: str | None = None
+
+
 Report = (
     SupervisedStepReport
     | PreferenceStepReport
@@ -194,6 +208,7 @@ Report = (
     | Preparation
     | TrajectoryReport
     | PolicyReport
+    | TeacherReport
 )
 
 
@@ -247,6 +262,8 @@ def _named(report: Report) -> Iterable[tuple[str, float | int]]:  # noqa: C901  
             return _trajectories(report)
         case PolicyReport():
             return _policy(report).items()
+        case TeacherReport():
+            return _teachers(report).items()
 
 
 def _supervised_step(report: SupervisedStepReport) -> Metrics:
@@ -390,6 +407,12 @@ def _policy(report: PolicyReport) -> Metrics:
     # In one transfer: the numbers may still be on a device.
     numbers = jax.device_get(list(measured.values()))
     return {name: float(number) for name, number in zip(measured, numbers, strict=True)}
+
+
+def _teachers(report: TeacherReport) -> Metrics:
+    name = "teacher_kl" if report.name is None else f"{report.name}/teacher_kl"
+    each = {f"{name}/dataset_{index}": mean for index, mean in report.kl.by_reference.items()}
+    return {name: report.kl.mean} | each
 
 
 def _sample_train(measured: SampleTrainKL | PolicyDiagnostics | None) -> dict[str, ArrayLike]:

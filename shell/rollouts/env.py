@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
+from cookbook_fx.distillation import GroupReference
 from cookbook_fx.rl import Trajectory
 from cookbook_fx.rl.trajectory import Logs, Metrics, Reward
 from cookbook_fx.tokens.sampled import TokenIds
@@ -125,6 +126,13 @@ class EnvGroupBuilder(ABC):
     def logging_tags(self) -> list[str]:
         """Names under which the group's numbers are reported besides `all`."""
         return []
+
+    def reference(self) -> GroupReference:
+        """Which of the run's references judges the group where there is a KL term, and how.
+
+        The same each time. It may render a prompt, and is not called on the event loop.
+        """
+        return GroupReference()
 
 
 class RLDataset(ABC):

@@ -190,7 +190,7 @@ class SamplingChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KLReference:
-    """The policy that a KL penalty pulls towards.
+    """A policy that a KL penalty pulls towards, or a teacher.
 
     Args:
         base_model: a base model by the engine's name for it; None is the one that is trained.

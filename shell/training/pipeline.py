@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from cookbook_fx.distillation import GroupReference
 from cookbook_fx.errors import DataError
 from cookbook_fx.rl.records import RecordedGroup, group_records
 from cookbook_fx.runs import RunPlan, Step
@@ -31,12 +32,12 @@ class Arrivals:
 
     def __init__(self) -> None:
         self._groups: list[RecordedGroup] = []
-        self._expected: int | None = None
+        self._expected: Sequence[GroupReference] | None = None
         self._changed = asyncio.Event()
 
-    def expect(self, count: int) -> None:
-        """Says how many there will be."""
-        self._expected = count
+    def expect(self, references: Sequence[GroupReference]) -> None:
+        """Says how many there will be, and what each is to be judged by."""
+        self._expected = references
         self._changed.set()
 
     def add(self, group: RecordedGroup) -> None:
@@ -46,6 +47,10 @@ class Arrivals:
 
     async def count(self) -> int:
         """How many there will be, once that is known."""
+        return len(await self.references())
+
+    async def references(self) -> Sequence[GroupReference]:
+        """What each is to be judged by, by its index, once that is known."""
         while self._expected is None:
             self._changed.clear()
             await self._changed.wait()
@@ -133,7 +138,7 @@ class Pipeline:
     async def _roll_out(self, step: Step, *, version: int, policy: TokenCompleter) -> None:
         """Starts a task for each group of a step."""
         builders = await asyncio.to_thread(self._builders, step)
-        self.arrivals(step.index).expect(len(builders))
+        self.arrivals(step.index).expect(await asyncio.to_thread(self._references, builders))
         for index, builder in enumerate(builders):
             recorded = self._recorded.pop((step.index, index), None)
             if recorded is not None:
@@ -202,6 +207,9 @@ class Pipeline:
                 "length of the data counts needs at least one"
             )
         return builders
+
+    def _references(self, builders: Sequence[EnvGroupBuilder]) -> list[GroupReference]:
+        return [builder.reference() for builder in builders]
 
     def _in_order_of(self, epoch: int) -> RLDataset:
         return self._data.with_epoch(epoch_seed(self._config.seed, epoch))

@@ -26,6 +26,7 @@ from cookbook_fx.tokens import Tokenizer
 from shell.clients import Pending, Sampler, Service, Trainer
 from shell.evaluation import SamplingEvaluator
 from shell.rollouts import RLDataset
+from shell.rollouts.references import scores
 from shell.stores import RunCheckpoint, RunFolder
 from shell.training.background import Spawn, background
 from shell.training.beginnings import (
@@ -45,7 +46,6 @@ from shell.training.rl_step import (
     SubmittedStep,
     account,
     batch_records,
-    scores,
 )
 
 # So many steps in a row without a single episode, and something is wrong that waiting won't mend.
@@ -129,7 +129,7 @@ async def train_rl(
     )
     first_step = 0 if start is None else start.next_step
     recorded = await asyncio.to_thread(_rewind, folder, first_step, config)
-    reference = await _reference(config, service)
+    references = await _references(config, service)
     if config.advice is not None:
         observe(Advised(advice=config.advice))
     observe(RunBegan(first_step=first_step, total_steps=plan.total_steps))
@@ -148,7 +148,7 @@ async def train_rl(
         learner = Learner(
             trainer=trainer,
             objective=config.objective,
-            reference=reference,
+            references=references,
             pacing=config.pacing,
             spawn=spawn,
         )
@@ -179,13 +179,17 @@ def _rewind(folder: RunFolder, first_step: int, config: RLConfig) -> list[Record
     )
 
 
-async def _reference(config: RLConfig, service: Service) -> Sampler | None:
-    if config.objective.kl_penalty_coef == 0 or config.kl_reference is None:
-        return None
-    path = config.kl_reference.load_checkpoint
-    if path is not None:
-        return await service.sampler(path=path)
-    return await service.sampler(base_model=config.kl_reference.base_model or config.model.model)
+async def _references(config: RLConfig, service: Service) -> tuple[Sampler, ...]:
+    if config.objective.kl_penalty_coef == 0:
+        return ()
+    return tuple(
+        [
+            await service.sampler(path=named.load_checkpoint)
+            if named.load_checkpoint is not None
+            else await service.sampler(base_model=named.base_model or config.model.model)
+            for named in config.kl_references
+        ]
+    )
 
 
 class _Weights(NamedTuple):

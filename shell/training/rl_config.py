@@ -27,7 +27,9 @@ class RLConfig:
         cadence: what is done how often.
         sampling: how the policy answers while it learns.
         objective: what a step learns from its groups.
-        kl_reference: what a KL penalty pulls towards; needed with a penalty.
+        kl_references: what a KL penalty pulls towards, or the teachers of a distillation; at least
+            one is needed with either. A group says which of them is its own, the first if it does
+            not.
         num_substeps: optimizer steps of a step, each on its share of the groups.
         num_minibatches: forward and backward passes of a substep. With 1 they wait for all groups
             of the step; with more, each begins when its groups have arrived.
@@ -48,7 +50,7 @@ class RLConfig:
     cadence: RLCadence = field(default_factory=RLCadence)
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
     objective: Objective = field(default_factory=Objective)
-    kl_reference: KLReference | None = None
+    kl_references: tuple[KLReference, ...] = ()
     num_substeps: int = 1
     num_minibatches: int = 1
     max_steps_off_policy: int = 0
@@ -57,10 +59,10 @@ class RLConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective.kl_penalty_coef > 0 and self.kl_reference is None:
+        if self.objective.kl_penalty_coef > 0 and not self.kl_references:
             raise ConfigurationError(
                 f"a KL penalty of {self.objective.kl_penalty_coef:g} needs a policy to stay close "
-                "to; give `kl_reference`: KLReference() is the base model that is trained"
+                "to; give `kl_references`: KLReference() is the base model that is trained"
             )
         if self.seed < 0:
             raise ConfigurationError(f"`seed` must be 0 or more, got {self.seed}")

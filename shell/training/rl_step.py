@@ -7,20 +7,26 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32
 
 from cookbook_fx import rl
 from cookbook_fx.data import Datum
+from cookbook_fx.distillation import GroupReference, JudgedBatch, teacher_kl
 from cookbook_fx.lm import AdamParams
-from cookbook_fx.reports import OptimizerReport, PolicyReport, Report, RolloutReport
+from cookbook_fx.reports import (
+    OptimizerReport,
+    PolicyReport,
+    Report,
+    RolloutReport,
+    TeacherReport,
+)
 from cookbook_fx.rl import Objective, TrainingBatch
 from cookbook_fx.rl.records import BatchRecord, RecordedGroup, batch_record
 from cookbook_fx.runs import Pacing
 from shell.clients import ForwardResult, OptimResult, Sampler, Trainer
+from shell.rollouts.references import Rows, reference_logprobs
 from shell.training.background import Spawn
 from shell.training.pipeline import Arrivals
 
-Rows = tuple[Float32[np.ndarray, " _"], ...]
 Answer = TypeVar("Answer")
 
 
@@ -31,6 +37,7 @@ class Pass(NamedTuple):
         substep: which of the step's optimizer steps it is for.
         minibatch: which of the substep's passes.
         groups: indices of the groups it was made of.
+        references: what each of them is judged by.
         training: what was made of them; there is at least one datum.
         base_logprobs: of each row's tokens, where there is a KL penalty.
         answer: the engine's.
@@ -39,6 +46,7 @@ class Pass(NamedTuple):
     substep: int
     minibatch: int
     groups: tuple[int, ...]
+    references: tuple[GroupReference, ...]
     training: TrainingBatch
     base_logprobs: Rows | None
     answer: asyncio.Task[ForwardResult]
@@ -74,14 +82,14 @@ class Learner:
     Args:
         trainer: the weights that learn.
         objective: what is learnt.
-        reference: what a KL penalty pulls towards; None without one.
+        references: what a KL penalty pulls towards, or teachers; none without it.
         pacing: how a step is divided.
         spawn: starts a task of the run.
     """
 
     trainer: Trainer
     objective: Objective
-    reference: Sampler | None
+    references: Sequence[Sampler]
     pacing: Pacing
     spawn: Spawn
 
@@ -100,14 +108,16 @@ class Learner:
         updates = []
         taken = 0
         start = time.perf_counter()
-        for substep, sizes in enumerate(self.pacing.parts(await arrivals.count())):
+        references = await arrivals.references()
+        for substep, sizes in enumerate(self.pacing.parts(len(references))):
             before = len(passes)
             for minibatch, size in enumerate(sizes):
                 began = time.perf_counter()
                 groups = await self._part(arrivals, taken, taken + size)
                 waited += time.perf_counter() - began
                 taken += size
-                sent = await self._send(groups, substep=substep, minibatch=minibatch)
+                judges = [references[each.index] for each in groups]
+                sent = await self._send(groups, judges, substep=substep, minibatch=minibatch)
                 passes += [] if sent is None else [sent]
             if len(passes) > before:
                 updates.append(self._answer(self.trainer.optim_step(adam)))
@@ -126,15 +136,20 @@ class Learner:
         return _in_order(await arrivals.first(await arrivals.count()))[begin:end]
 
     async def _send(
-        self, groups: Sequence[RecordedGroup], *, substep: int, minibatch: int
+        self,
+        groups: Sequence[RecordedGroup],
+        judges: Sequence[GroupReference],
+        *,
+        substep: int,
+        minibatch: int,
     ) -> Pass | None:
         """Submits one pass; None if there is nothing to learn from the groups."""
         batch = await asyncio.to_thread(
             rl.objective_batch, [each.group for each in groups], self.objective
         )
         base_logprobs = None
-        if self.reference is not None:
-            base_logprobs = await scores(self.reference, batch.sequences())
+        if self.references:
+            base_logprobs = await reference_logprobs(self.references, batch, judges)
         training = await asyncio.to_thread(
             rl.training_data, batch, self.objective, base_logprobs=base_logprobs
         )
@@ -148,6 +163,7 @@ class Learner:
             substep=substep,
             minibatch=minibatch,
             groups=tuple(each.index for each in groups),
+            references=tuple(judges),
             training=training,
             base_logprobs=base_logprobs,
             answer=self._answer(pending),
@@ -156,12 +172,6 @@ class Learner:
     def _answer(self, pending: Awaitable[Answer]) -> asyncio.Task[Answer]:
         """Waits for it beside the run, so that a failure ends the run at once."""
         return self.spawn(_awaited(pending))
-
-
-async def scores(sampler: Sampler, sequences: Sequence[np.ndarray]) -> Rows:
-    """The log-probabilities of each sequence's tokens, all asked for at once."""
-    pending = await asyncio.to_thread(lambda: [sampler.score(row) for row in sequences])
-    return tuple([await answer for answer in pending])
 
 
 async def _awaited(pending: Awaitable[Answer]) -> Answer:
@@ -220,6 +230,7 @@ def account(step: SubmittedStep, answers: StepAnswers, *, objective: Objective) 
             *trajectories,
             rollouts,
             _policy(step, answers, objective),
+            *_teachers(step, objective),
             _optimizer(answers.updates),
         ),
     )
@@ -234,8 +245,24 @@ def _policy(step: SubmittedStep, answers: StepAnswers, objective: Objective) -> 
     return PolicyReport(
         sample_train=rl.objective_diagnostics(data, logprobs, objective),
         pre_post=None if post is None else rl.compute_post_kl(data, post),
-        kl_policy_base=_mean_kl([each.training for each in step.passes]),
+        kl_policy_base=(
+            _mean_kl([each.training for each in step.passes]) if objective.kl_centered else None
+        ),
     )
+
+
+def _teachers(step: SubmittedStep, objective: Objective) -> list[TeacherReport]:
+    """How far the policy is from its teachers, where the KL term is a lesson and no penalty."""
+    judged = [
+        JudgedBatch(
+            each.training.batch,
+            each.base_logprobs,
+            references=[judge.index for judge in each.references],
+        )
+        for each in step.passes
+        if each.base_logprobs is not None
+    ]
+    return [TeacherReport(kl=teacher_kl(judged))] if judged and not objective.kl_centered else []
 
 
 def _mean_kl(batches: Sequence[TrainingBatch]) -> float | None:

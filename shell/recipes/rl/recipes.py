@@ -138,7 +138,7 @@ def rl_config(choice: RLChoice, *, context_window: int | None) -> RLConfig:
             kl_penalty_coef=learning.kl_penalty_coef,
             kl_discount_factor=learning.kl_discount_factor,
         ),
-        kl_reference=_kl_reference(choice),
+        kl_references=_kl_references(choice),
         num_substeps=pace.num_substeps,
         num_minibatches=pace.num_minibatches,
         max_steps_off_policy=pace.max_steps_off_policy,
@@ -222,13 +222,13 @@ RECIPE_NAMES = {
 }
 
 
-def _kl_reference(choice: RLChoice) -> KLReference | None:
+def _kl_references(choice: RLChoice) -> tuple[KLReference, ...]:
     if choice.learning.kl_penalty_coef == 0:
-        return None
+        return ()
     named = choice.learning.kl_reference
     if named is not None and named.startswith("tinker://"):
-        return KLReference(load_checkpoint=named)
-    return KLReference(base_model=named)
+        return (KLReference(load_checkpoint=named),)
+    return (KLReference(base_model=named),)
 
 
 def _rollout_options(episodes: Episodes) -> RolloutOptions:

@@ -36,7 +36,7 @@ def run_dir(tiny_engine, tiny_model_directory, tmp_path_factory) -> Path:
         cadence=RLCadence(eval_every=None, save_every=None),
         sampling=SamplingChoice(max_tokens=6),
         objective=Objective(kl_penalty_coef=0.1, kl_discount_factor=0.5),
-        kl_reference=KLReference(),
+        kl_references=(KLReference(),),
         num_substeps=2,
         num_minibatches=2,
         rollout=RolloutOptions(strategy=MinViableGroup()),
