@@ -41,6 +41,13 @@ class Sample(NamedTuple):
     stop_reason: str
 
 
+class NextTokens(NamedTuple):
+    """The likeliest tokens after a prompt and their log-probabilities (nats), likeliest first."""
+
+    ids: Int[np.ndarray, " token"]
+    logprobs: Float[np.ndarray, " token"]
+
+
 class _Tokens(Sequence[int]):
     """Token ids in an array that reads, compares and serialises as the list the SDK expects.
 
@@ -190,6 +197,14 @@ def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
 def from_sdk_logprobs(logprobs: Sequence[float | None]) -> Float[np.ndarray, " token"]:
     """One number a token, in float32 as the engine sent them; nan where it gave none."""
     return np.array([np.nan if value is None else value for value in logprobs], np.float32)
+
+
+def from_sdk_next_tokens(response: tinker.SampleResponse) -> NextTokens:
+    """What the engine told of the last place of a prompt; nothing if it told nothing."""
+    told = response.topk_prompt_logprobs
+    likeliest = told[-1] if told else None
+    ids, logprobs = zip(*likeliest, strict=True) if likeliest else ((), ())
+    return NextTokens(np.array(ids, np.int32), np.array(logprobs, np.float32))
 
 
 def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:

@@ -8,7 +8,7 @@ import tinker
 from jaxtyping import Float, Int
 
 from shell.clients import convert
-from shell.clients.convert import Sample
+from shell.clients.convert import NextTokens, Sample
 from shell.clients.pending import Pending
 
 
@@ -69,6 +69,20 @@ class Sampler:
             convert=convert.from_sdk_logprobs,
             doing="scoring",
         )
+
+    def next_tokens(self, prompt: Int[np.ndarray, " token"], *, top_k: int) -> Pending[NextTokens]:
+        """Submits a prompt to be told the `top_k` likeliest tokens after it."""
+        # What is told of a place does not depend on the token that stands there.
+        asked = np.append(prompt, prompt[-1:])
+        future = self.sdk.sample(
+            prompt=convert.to_sdk_prompt(asked),
+            num_samples=1,
+            sampling_params=tinker.SamplingParams(max_tokens=1),
+            include_prompt_logprobs=True,
+            topk_prompt_logprobs=top_k,
+            prompt_logprobs_last_n=1,
+        )
+        return Pending(future=future, convert=convert.from_sdk_next_tokens, doing="scoring")
 
     @property
     def base_model(self) -> str:
