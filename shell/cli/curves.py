@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _ASCII = " #"
+_BROADEST = 4
 
 
 def curve(
@@ -21,6 +22,7 @@ def curve(
         is_unicode: use characters that ASCII has not.
     """
     columns = _means(np.asarray(values, np.float64), width)
+    breadth = min(_BROADEST, width // len(columns))
     low, high = float(columns.min()), float(columns.max())
     levels = _ASCII if not is_unicode else _EIGHTHS
     steps = len(levels) - 1
@@ -30,7 +32,9 @@ def curve(
     lines = []
     for row in reversed(range(height)):
         label = {height - 1: f"{high:8.3f}", 0: f"{low:8.3f}"}.get(row, " " * 8)
-        drawn = "".join(levels[level] for level in np.clip(filled - row * steps, 0, steps))
+        drawn = "".join(
+            levels[level] * breadth for level in np.clip(filled - row * steps, 0, steps)
+        )
         lines.append(f"{label} {'|' if not is_unicode else '┤'}{drawn}")
     return "\n".join(lines)
 

@@ -168,13 +168,13 @@ def _of_rollouts(
 ) -> str:
     """The mean reward, how far the weights lie from those that sampled, and what went wrong."""
     parts = [f"reward {report.mean_reward:.3f}"]
-    for name, metric in (
-        ("KL", "optim/kl_sample_train_v1"),
-        ("KL to base", "kl_policy_base"),
-        ("entropy", "optim/entropy"),
+    for name, metric, form in (
+        ("KL", "optim/kl_sample_train_v1", ".1e"),
+        ("KL to base", "kl_policy_base", ".4f"),
+        ("entropy", "optim/entropy", ".3f"),
     ):
         if metric in row:
-            parts.append(f"{name} {row[metric]:.4f}")
+            parts.append(f"{name} {row[metric]:{form}}")
     sampled = row.get("env/all/total_ac_tokens", 0)
     parts.append(f"{sampled / seconds:.0f} tokens/s")
     if not report.num_updates:

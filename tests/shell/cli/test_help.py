@@ -11,12 +11,19 @@ from cookbook_fx.numerics import SCHEDULES
 from cookbook_fx.renderers import TrainOnWhat
 from shell.cli.main import main
 from shell.cli.models import Models
+from shell.cli.rl import RL
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
 from shell.cli.sft import SFT
 from shell.cli.show import Show
+from shell.recipes.rl import config as rl_config
 from shell.training import Adam, Cadence, ChatData, ModelChoice, Schedule
 from shell.training.config import LearningRateSchedule, TrainedMessages
+
+RECIPE_CONFIGS = [
+    "Arithmetic", "GuessNumber", "Math", "ReasoningGym",
+    "Groups", "Learning", "Pace", "Sampling", "Episodes",
+]  # fmt: skip
 
 
 def shown(capsys: pytest.CaptureFixture, *arguments: str) -> str:
@@ -38,31 +45,47 @@ def test_help_loads_nothing_heavy():
 
 def test_the_overview_names_every_command_and_a_first_step(capsys):
     text = shown(capsys)
-    for name in ("sft", "sample", "show", "serve", "models"):
+    for name in ("sft", "rl", "sample", "show", "serve", "models"):
         assert f"• {name} " in text
     assert "$ cookbook-fx sft\n" in text
 
 
-@pytest.mark.parametrize("name", ["sft", "sample", "show", "serve"])
+@pytest.mark.parametrize("name", ["sft", "rl", "sample", "show", "serve"])
 def test_every_command_shows_an_example(capsys, name):
     assert f"$ cookbook-fx {name}" in shown(capsys, name)
 
 
 @pytest.mark.parametrize(
-    "config", [SFT, Sample, Show, Serve, Models, ModelChoice, ChatData, Schedule, Adam, Cadence]
+    "config", [SFT, RL, Sample, Show, Serve, Models, ModelChoice, ChatData, Schedule, Adam, Cadence]
 )
 def test_every_option_is_explained(config):
     for field in dataclasses.fields(config):
         assert f"        {field.name}: " in config.__doc__, field.name
 
 
+@pytest.mark.parametrize("name", RECIPE_CONFIGS)
+def test_every_option_of_reinforcement_learning_is_explained(name):
+    config = getattr(rl_config, name)
+    for field in dataclasses.fields(config):
+        assert f"        {field.name}: " in config.__doc__, field.name
+
+
+def test_the_tasks_of_rl_are_named_and_each_has_its_own_help(capsys):
+    text = shown(capsys, "rl")
+    for name in ("arithmetic", "guess-number", "math", "reasoning-gym"):
+        assert f"• {name} " in text
+    own = shown(capsys, "rl", "math")
+    assert "--question-field STR" in own
+    assert "--run-dir PATH" in own
+
+
 def test_options_are_flat_and_mean_the_same_in_every_command(capsys):
-    texts = {name: shown(capsys, name) for name in ("sft", "sample", "show", "serve")}
+    texts = {name: shown(capsys, name) for name in ("sft", "rl", "sample", "show", "serve")}
     assert all("--model " in text for text in texts.values())
-    assert all("--base-url URL" in texts[name] for name in ("sft", "sample"))
-    assert all("--seed INT" in texts[name] for name in ("sft", "sample"))
-    assert "--run-dir PATH" in texts["sft"]
-    assert "--max-steps " in texts["sft"]
+    assert all("--base-url URL" in texts[name] for name in ("sft", "rl", "sample"))
+    assert all("--seed INT" in texts[name] for name in ("sft", "rl", "sample"))
+    assert all("--run-dir PATH" in texts[name] for name in ("sft", "rl"))
+    assert all("--max-steps " in texts[name] for name in ("sft", "rl"))
 
 
 def test_names_spelled_out_for_speed_are_the_real_ones():

@@ -20,7 +20,7 @@ def backtracking() -> object:
     return re.match(r"(a|a)*b", "a" * 60)
 
 
-def dying() -> None:
+def dying(*answers: str) -> None:
     os._exit(3)
 
 
@@ -48,3 +48,13 @@ def printing() -> str:
 
 def unsendable() -> object:
     return lambda: None
+
+
+def always(solution: str, reference: str) -> bool:
+    return bool(solution and reference)
+
+
+def never_ending(solution: str, reference: str) -> bool:
+    while solution:
+        pass
+    return bool(reference)
