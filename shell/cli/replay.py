@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -45,7 +45,8 @@ class Replay:
     Args:
         run_dir: the folder of a reinforcement-learning run.
         step: the training step, from 0.
-        advantages: instead of the run's: how a trajectory is judged against its group.
+        advantages: instead of the run's: how a trajectory is judged against its group:
+            group_centered, group_normalized, leave_one_out or max_rl; none leaves a KL penalty.
         loss: instead of the run's: importance_sampling, ppo, cispo, dro or gspo.
         loss_config: settings of the loss, as name=value.
         truncate_ratios: the largest ratio, with importance_sampling.
@@ -59,9 +60,7 @@ class Replay:
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     step: int
-    advantages: Literal["group_centered", "group_normalized", "leave_one_out", "max_rl"] | None = (
-        None
-    )
+    advantages: str | None = None
     loss: str | None = None
     loss_config: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     truncate_ratios: float | None = None
@@ -264,7 +263,7 @@ def _description(objective: "Objective") -> str:
     settings = ", ".join(f"{name}={value:g}" for name, value in loss.settings.items())
     penalty = (
         f", KL penalty {objective.kl_penalty_coef:g} a nat, discounted by "
-        f"{objective.kl_discount_factor:g}"
+        f"{objective.kl_discount_factor:g}{'' if objective.kl_centered else ', not centered'}"
         if objective.kl_penalty_coef > 0
         else ""
     )
