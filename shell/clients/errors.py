@@ -45,6 +45,11 @@ def translated(doing: str) -> Iterator[None]:
         ) from error
     except tinker.TinkerError as error:
         raise ServiceError(f"{doing} failed: {error}") from error
+    except ValueError as error:
+        # So the SDK calls a result that the engine does not have, as after a restart.
+        raise ServiceError(
+            f"{doing} failed: {error}; see the engine's log, then run the same command again"
+        ) from error
 
 
 def failure(error: tinker.RequestFailedError) -> str:

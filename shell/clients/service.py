@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from ipaddress import ip_address
-from typing import TypeVar
+from typing import Never, TypeVar
 from urllib.parse import urlsplit
 
 import tinker
@@ -52,9 +53,37 @@ class NewLoRA:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A session with an engine; made by `connect`."""
+    """A session with an engine; made by `connect`.
+
+    Args:
+        sdk: the SDK's own.
+        url: the engine's address.
+    """
 
     sdk: tinker.ServiceClient
+    url: str
+
+    async def watch(self, *, patience_seconds: float = 120.0, every_seconds: float = 15.0) -> Never:
+        """Never returns: looks whether the engine still answers, for as long as it does.
+
+        The SDK waits for hours for the samples of an engine that is gone.
+
+        Args:
+            patience_seconds: how long it may be away; long enough to be started again.
+            every_seconds: time between two looks.
+
+        Raises:
+            ServiceError: it has not answered for so long.
+        """
+        answered = time.monotonic()
+        while True:
+            await asyncio.sleep(every_seconds)
+            try:
+                await asyncio.to_thread(_probe, self.url)
+                answered = time.monotonic()
+            except ServiceError:
+                if time.monotonic() - answered > patience_seconds:
+                    raise
 
     async def create(self, lora: NewLoRA) -> Trainer:
         """A new LoRA to train.
@@ -149,7 +178,7 @@ async def connect(
         sdk = tinker.ServiceClient(base_url=url, api_key=api_key)
     status = "errored"
     try:
-        yield Service(sdk=sdk)
+        yield Service(sdk=sdk, url=url)
         status = "success"
     except (asyncio.CancelledError, KeyboardInterrupt):
         status = "interrupted"

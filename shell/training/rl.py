@@ -134,6 +134,7 @@ async def train_rl(
         observe(Advised(advice=config.advice))
     observe(RunBegan(first_step=first_step, total_steps=plan.total_steps))
     async with background() as spawn:
+        spawn(service.watch())
         pipeline = Pipeline(
             spawn=spawn,
             config=config,

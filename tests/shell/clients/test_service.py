@@ -12,7 +12,7 @@ import pytest
 from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError, ServiceError
 from cookbook_fx.lm import AdamParams
-from shell.clients import CheckpointNotFound, NewLoRA, SampleRequest, connect
+from shell.clients import CheckpointNotFound, NewLoRA, SampleRequest, Service, connect
 
 
 def datum(*tokens: int) -> Datum:
@@ -92,6 +92,31 @@ def test_a_snapshot_samples_and_scores_with_the_weights_it_was_taken_of(
         assert np.isnan(score[0])
         np.testing.assert_allclose(score[1:], forward, atol=1e-4)
     assert np.abs(scores[0][1:] - scores[1][1:]).max() > 0.01
+
+
+def test_an_engine_that_goes_away_is_noticed_while_it_is_waited_for():
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *arguments):
+            pass
+
+    async def run():
+        with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            service = Service(sdk=None, url=f"http://127.0.0.1:{server.server_port}")
+            watching = asyncio.create_task(service.watch(patience_seconds=0.1, every_seconds=0.02))
+            await asyncio.sleep(0.3)
+            assert not watching.done()
+            await asyncio.to_thread(server.shutdown)
+        async with asyncio.timeout(10):
+            await watching
+
+    with pytest.raises(ServiceError, match="no engine answers"):
+        asyncio.run(run())
 
 
 def test_losses_take_their_settings_and_masks(tiny_engine, tiny_model_directory):
