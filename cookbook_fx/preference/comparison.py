@@ -73,7 +73,6 @@ class LabeledComparison:
     label: Label
 
     def __post_init__(self) -> None:
-        # What is read from a file may be anything.
         if self.label not in LABELS:
             raise DataError(f"a label must be one of {', '.join(LABELS)}; got {shown(self.label)}")
 
@@ -155,17 +154,19 @@ _SHAREGPT_ROLES = {
 
 
 def _from_comparison(row: Mapping[str, Any]) -> LabeledComparison:
-    comparison = row["comparison"]
+    comparison, label = row["comparison"], row.get("label")
     names = ("prompt_conversation", "completion_A", "completion_B")
     if not isinstance(comparison, Mapping) or any(comparison.get(name) is None for name in names):
         raise DataError(f"`comparison` must hold {', '.join(names)}; got {shown(comparison)}")
+    if label not in LABELS:
+        raise DataError(f"`label` must be one of {', '.join(LABELS)}; got {shown(label)}")
     prompt, first, second = (
         _messages(comparison[name], name, role="user" if name == names[0] else "assistant")
         for name in names
     )
     return LabeledComparison(
         comparison=Comparison(prompt_conversation=prompt, completion_A=first, completion_B=second),
-        label=row.get("label"),  # type: ignore[arg-type]  # checked there
+        label=label,
     )
 
 

@@ -1,6 +1,7 @@
 """The Tinker SDK wrapped: records in, records out, and every failure a ServiceError."""
 
 from shell.clients.convert import ForwardResult as ForwardResult
+from shell.clients.convert import NextTokens as NextTokens
 from shell.clients.convert import OptimResult as OptimResult
 from shell.clients.convert import Sample as Sample
 from shell.clients.custom_loss import CustomLoss as CustomLoss
