@@ -7,3 +7,4 @@ from shell.evaluation.preference import ReferenceScores as ReferenceScores
 from shell.evaluation.preference import SubmittedPreferences as SubmittedPreferences
 from shell.evaluation.rl_test_set import RLTestSetEvaluator as RLTestSetEvaluator
 from shell.evaluation.rl_test_set import SamplingEvaluator as SamplingEvaluator
+from shell.evaluation.teacher_kl import TeacherKLEvaluator as TeacherKLEvaluator

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shell.hub.models import canonical_name as canonical_name
     from shell.hub.models import recommended_renderer as recommended_renderer
     from shell.hub.models import resolve_model as resolve_model
+    from shell.hub.prompts import load_prompts as load_prompts
     from shell.hub.shapes import read_shapes as read_shapes
     from shell.hub.tokenizers import NO_TOKENIZERS as NO_TOKENIZERS
     from shell.hub.tokenizers import TokenizerFactory as TokenizerFactory
@@ -49,6 +50,7 @@ _FILE_OF = {
     "get_tokenizer": "tokenizers",
     "known_models": "known",
     "load_comparisons": "comparisons",
+    "load_prompts": "prompts",
     "load_tokenizer": "tokenizers",
     "load_weights": "weights",
     "open_dataset": "datasets",

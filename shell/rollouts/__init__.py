@@ -8,6 +8,10 @@ from shell.rollouts.completers import MessageCompleter as MessageCompleter
 from shell.rollouts.completers import TinkerMessageCompleter as TinkerMessageCompleter
 from shell.rollouts.completers import TinkerTokenCompleter as TinkerTokenCompleter
 from shell.rollouts.completers import TokenCompleter as TokenCompleter
+from shell.rollouts.composite import CompositeBatch as CompositeBatch
+from shell.rollouts.composite import CompositeDataset as CompositeDataset
+from shell.rollouts.composite import Prompted as Prompted
+from shell.rollouts.composite import TaughtGroupBuilder as TaughtGroupBuilder
 from shell.rollouts.env import Action as Action
 from shell.rollouts.env import ActionExtra as ActionExtra
 from shell.rollouts.env import Env as Env
@@ -33,6 +37,10 @@ from shell.rollouts.options import agentic as agentic
 from shell.rollouts.options import simple as simple
 from shell.rollouts.problem_env import ProblemEnv as ProblemEnv
 from shell.rollouts.problem_env import ProblemGroupBuilder as ProblemGroupBuilder
+from shell.rollouts.prompt_only import PromptOnlyDataset as PromptOnlyDataset
+from shell.rollouts.prompt_only import PromptOnlyDatasetBuilder as PromptOnlyDatasetBuilder
+from shell.rollouts.prompt_only import PromptOnlyEnv as PromptOnlyEnv
+from shell.rollouts.prompt_only import PromptOnlyGroupBuilder as PromptOnlyGroupBuilder
 from shell.rollouts.pure_env import Ask as Ask
 from shell.rollouts.pure_env import Done as Done
 from shell.rollouts.pure_env import PureGroupBuilder as PureGroupBuilder
