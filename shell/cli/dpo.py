@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from shell.stores import RunCheckpoint, RunFolder
 
 _INTERRUPTED = 130
+# Margins below it are what policy and reference differ by in rounding.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +174,16 @@ async def _train(
 def _print_results(console: "Console", folder: "RunFolder", final: "RunCheckpoint") -> None:
     """What came of a finished run and how to go on with it."""
     rows = folder.metrics.rows()
-    for name, what in (("accuracy", "Training"), ("test/accuracy", "Held-out")):
-        measured = [row for row in rows if row.get(name) is not None]
+    for prefix, what in (("", "Training"), ("test/", "Held-out")):
+        measured = [row for row in rows if row.get(f"{prefix}accuracy") is not None]
         if measured:
-            first, last = measured[0], measured[-1]
-            console.print(
-                f"{what} accuracy: {first[name]:.3f} after {first['step']} steps, "
-                f"{last[name]:.3f} after {last['step']} steps"
-            )
+            told = [
+                f"{row[f'{prefix}accuracy']:.3f} after {row['step']} steps"
+                for row in (measured[0], measured[-1])
+                # A policy that still is its reference prefers nothing, which is no measurement.
+                if abs(row[f"{prefix}margin"]) > _ROUNDING
+            ]
+            console.print(f"{what} accuracy: {', '.join(told) or 'nothing is preferred yet'}")
     console.print(f"Measurements: {folder.metrics.path}")
     console.print(f"Trained model: {final.sampler_path}")
     console.print(f'Ask it: cookbook-fx sample --checkpoint {final.sampler_path} "Who are you?"')

@@ -9,6 +9,7 @@ import pytest
 
 from cookbook_fx.numerics import SCHEDULES
 from cookbook_fx.renderers import TrainOnWhat
+from shell.cli.dpo import DPO
 from shell.cli.main import main
 from shell.cli.models import Models
 from shell.cli.rl import RL
@@ -17,7 +18,15 @@ from shell.cli.serve import Serve
 from shell.cli.sft import SFT
 from shell.cli.show import Show
 from shell.recipes.rl import config as rl_config
-from shell.training import Adam, Cadence, ChatData, ModelChoice, Schedule
+from shell.training import (
+    Adam,
+    Cadence,
+    ChatData,
+    ModelChoice,
+    PreferenceChoice,
+    PreferenceData,
+    Schedule,
+)
 from shell.training.config import LearningRateSchedule, TrainedMessages
 
 RECIPE_CONFIGS = [
@@ -45,18 +54,22 @@ def test_help_loads_nothing_heavy():
 
 def test_the_overview_names_every_command_and_a_first_step(capsys):
     text = shown(capsys)
-    for name in ("sft", "rl", "sample", "show", "serve", "models"):
+    for name in ("sft", "dpo", "rl", "sample", "show", "serve", "models"):
         assert f"• {name} " in text
     assert "$ cookbook-fx sft\n" in text
 
 
-@pytest.mark.parametrize("name", ["sft", "rl", "sample", "show", "serve"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "rl", "sample", "show", "serve"])
 def test_every_command_shows_an_example(capsys, name):
     assert f"$ cookbook-fx {name}" in shown(capsys, name)
 
 
 @pytest.mark.parametrize(
-    "config", [SFT, RL, Sample, Show, Serve, Models, ModelChoice, ChatData, Schedule, Adam, Cadence]
+    "config",
+    [
+        *(SFT, DPO, RL, Sample, Show, Serve, Models),
+        *(ModelChoice, ChatData, PreferenceData, PreferenceChoice, Schedule, Adam, Cadence),
+    ],
 )
 def test_every_option_is_explained(config):
     for field in dataclasses.fields(config):
@@ -80,10 +93,10 @@ def test_the_tasks_of_rl_are_named_and_each_has_its_own_help(capsys):
 
 
 def test_options_are_flat_and_mean_the_same_in_every_command(capsys):
-    texts = {name: shown(capsys, name) for name in ("sft", "rl", "sample", "show", "serve")}
+    texts = {name: shown(capsys, name) for name in ("sft", "dpo", "rl", "sample", "show", "serve")}
     assert all("--model " in text for text in texts.values())
-    assert all("--base-url URL" in texts[name] for name in ("sft", "rl", "sample"))
-    assert all("--seed INT" in texts[name] for name in ("sft", "rl", "sample"))
+    assert all("--base-url URL" in texts[name] for name in ("sft", "dpo", "rl", "sample"))
+    assert all("--seed INT" in texts[name] for name in ("sft", "dpo", "rl", "sample"))
     assert all("--run-dir PATH" in texts[name] for name in ("sft", "rl"))
     assert all("--max-steps " in texts[name] for name in ("sft", "rl"))
 
