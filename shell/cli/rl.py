@@ -50,8 +50,8 @@ class RL:
     """Train a model by reinforcement on a task whose answers can be checked.
 
     Without options: fetches a small chat model, has it add numbers, and lets what was right make
-    itself likelier, until most of it is. Another task is named after the command; options may
-    stand before or after it. The same command again continues a run that was interrupted.
+    itself likelier, until most of it is. Another task is named right after the command, before the
+    options. The same command again continues a run that was interrupted.
 
     For example
     $ cookbook-fx rl
