@@ -152,6 +152,8 @@ def _centered(rewards: AnyArray, mask: AnyArray) -> Array:
     which they differ. The origin cancels, and so does its gradient.
     """
     kept = masked.keep(rewards, mask)
-    largest = jnp.max(kept, axis=-1, keepdims=True, initial=-jnp.inf, where=mask)
+    # `max(where=mask)` would choose by bools: see `masked.keep`.
+    candidates = masked.keep(kept, mask, otherwise=-jnp.inf)
+    largest = jnp.max(candidates, axis=-1, keepdims=True, initial=-jnp.inf)
     measured = masked.keep(kept - jax.lax.stop_gradient(largest), mask)
     return masked.keep(measured - masked.mean(measured, mask, axis=-1)[..., None], mask)

@@ -14,7 +14,7 @@ AnyArray = jax.Array | np.ndarray
 
 
 def keep(
-    values: Shaped[AnyArray, "*shape"], mask: Bool[AnyArray, "*shape"]
+    values: Shaped[AnyArray, "*shape"], mask: Bool[AnyArray, "*shape"], *, otherwise: float = 0
 ) -> Float[Array, "*shape"]:
     """The values where the mask is True and 0 elsewhere, as floats of at least 32 bits.
 
@@ -24,6 +24,7 @@ def keep(
     Args:
         values: floats, integers or bools; integers beyond 2²⁴ are rounded to float32.
         mask: False where the value does not count.
+        otherwise: what to put there in place of 0.
 
     Returns:
         float64 for float64, float32 for everything else.
@@ -35,7 +36,8 @@ def keep(
     values = jnp.asarray(values)
     # XLA on CPU does not vectorize a choice by bools, but does one by what a byte compares to.
     counts = jnp.asarray(mask).view(jnp.uint8) > 0
-    return jnp.where(counts, values, 0).astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return jnp.where(counts, values, otherwise)
 
 
 def count(mask: Bool[AnyArray, "*shape"], *, axis: int | None = None) -> Integer[Array, "..."]:
