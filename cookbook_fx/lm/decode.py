@@ -3,6 +3,11 @@
 Training runs its layers in a scan over stacked matrices, which compiles fast. Decoding reads every
 matrix to multiply it with a few rows, and slicing a matrix out of the stack would mean reading it
 twice; so here each layer has arrays of its own, with the adapter added in.
+
+What comes out for a row depends on that row alone, to the last bit: not on how many others there
+are, nor on the length of the cache. The libraries behind XLA choose the order of a sum by shapes,
+so every sum here stands in one of a few shapes that were found to agree, or in an order that the
+program fixes. tests/cookbook_fx/lm/test_reproducibility.py holds it to that.
 """
 
 from functools import partial
@@ -15,9 +20,17 @@ from jaxtyping import Array, Float, Int
 from cookbook_fx.lm import rope
 from cookbook_fx.lm.attention import attention
 from cookbook_fx.lm.config import LMConfig
+from cookbook_fx.lm.folding import fold, in_turn
 from cookbook_fx.lm.lora import LoRA, LowRank
-from cookbook_fx.lm.transformer import gated, matmul, rms_norm
+from cookbook_fx.lm.transformer import gated, matmul
 from cookbook_fx.lm.weights import LayerWeights, LMWeights
+
+# A product with a single row is summed in another order than one with several.
+FEWEST_ROWS = 2
+# So is a product of the head with more than this many rows at once, on CPUs.
+_HEAD_ROWS = 16
+# And one of a query with a block of keys that is larger than this.
+_BLOCK_ENTRIES = 2**15
 
 
 class DecodeLayer(eqx.Module):
@@ -44,14 +57,14 @@ class DecodeWeights(eqx.Module):
 
 
 class Cache(eqx.Module):
-    """Keys and values of every layer, one row a slot.
+    """Keys and values of every layer, one row a slot; positions are counted block by block.
 
     Keys lie with their positions last and values with them first: the order in which the two
     products of attention read them.
     """
 
-    keys: tuple[Float[Array, "slot kv_head head_dim length"], ...]
-    values: tuple[Float[Array, "slot kv_head length head_dim"], ...]
+    keys: tuple[Float[Array, "slot kv_head block head_dim place"], ...]
+    values: tuple[Float[Array, "slot kv_head block place head_dim"], ...]
 
     @property
     def slots(self) -> int:
@@ -61,14 +74,14 @@ class Cache(eqx.Module):
     @property
     def length(self) -> int:
         """How many positions each of them has."""
-        return self.keys[0].shape[3]
+        return self.keys[0].shape[2] * self.keys[0].shape[4]
 
 
 class Prefix(eqx.Module):
-    """Keys and values of packed prompts, every layer."""
+    """Keys and values of prompts, every layer."""
 
-    keys: tuple[Float[Array, "token kv_head head_dim"], ...]
-    values: tuple[Float[Array, "token kv_head head_dim"], ...]
+    keys: tuple[Float[Array, "prompt token kv_head head_dim"], ...]
+    values: tuple[Float[Array, "prompt token kv_head head_dim"], ...]
 
 
 def decode_weights(weights: LMWeights, adapter: LoRA | None) -> DecodeWeights:
@@ -135,14 +148,14 @@ def _merged_head(head: Array, unembed: LowRank, *, scale: float) -> Array:
 
 
 def empty_cache(model: DecodeWeights, *, slots: int, length: int) -> Cache:
-    """A cache without content."""
+    """A cache without content; `length` is a power of two."""
     config = model.config
-    shape = slots, config.num_kv_heads
+    block, place = _blocks(length, config.head_dim)
     dtype = jnp.promote_types(model.embedding.dtype, jnp.float32)
-    layers = range(config.num_layers)
+    layers, shape = range(config.num_layers), (slots, config.num_kv_heads, block)
     return Cache(
-        keys=tuple(jnp.zeros((*shape, config.head_dim, length), dtype) for _ in layers),
-        values=tuple(jnp.zeros((*shape, length, config.head_dim), dtype) for _ in layers),
+        keys=tuple(jnp.zeros((*shape, config.head_dim, place), dtype) for _ in layers),
+        values=tuple(jnp.zeros((*shape, place, config.head_dim), dtype) for _ in layers),
     )
 
 
@@ -150,102 +163,129 @@ def rearranged(cache: Cache, source: Int[Array, " slot"], *, length: int) -> Cac
     """A cache with other slots and another length: slot i gets what slot `source[i]` held."""
     # One small program per array shape, called for each layer, compiles faster than one for all.
     return Cache(
-        keys=tuple(_resized(each, source, length=length, axis=3) for each in cache.keys),
-        values=tuple(_resized(each, source, length=length, axis=2) for each in cache.values),
+        keys=tuple(_resized(each, source, length=length, axes=(3, 4)) for each in cache.keys),
+        values=tuple(_resized(each, source, length=length, axes=(4, 3)) for each in cache.values),
     )
 
 
 def placed(
-    cache: Cache, prefix: Prefix, *, start: Int[Array, " slot"], count: Int[Array, " slot"]
+    cache: Cache, prefix: Prefix, *, source: Int[Array, " slot"], count: Int[Array, " slot"]
 ) -> Cache:
-    """Fills slot i with `count[i]` packed tokens from `start[i]` on; 0 leaves it alone."""
+    """Fills slot i with the first `count[i]` tokens of prompt `source[i]`; 0 leaves it alone."""
     # Each array's own small program, as in `rearranged`.
     return Cache(
         keys=tuple(
-            _filled(old, new, start, count, order=(0, 2, 3, 1))
+            _filled(old, new, source, count, order=(0, 3, 1, 4, 2))
             for old, new in zip(cache.keys, prefix.keys, strict=True)
         ),
         values=tuple(
-            _filled(old, new, start, count, order=(0, 2, 1, 3))
+            _filled(old, new, source, count, order=(0, 3, 1, 2, 4))
             for old, new in zip(cache.values, prefix.values, strict=True)
         ),
     )
 
 
-@partial(jax.jit, static_argnames=("length", "axis"))
-def _resized(array: Array, source: Array, *, length: int, axis: int) -> Array:
-    taken = array[source]
-    if length <= array.shape[axis]:
-        return jax.lax.slice_in_dim(taken, 0, length, axis=axis)
+def _blocks(length: int, head_dim: int) -> tuple[int, int]:
+    """How many blocks, and how many positions in each: both powers of two, as the length is."""
+    place = length
+    while place > 1 and place * head_dim > _BLOCK_ENTRIES:
+        place //= 2
+    return length // place, place
+
+
+@partial(jax.jit, static_argnames=("length", "axes"))
+def _resized(array: Array, source: Array, *, length: int, axes: tuple[int, int]) -> Array:
+    dim_axis, place_axis = axes
+    blocks, places = _blocks(length, array.shape[dim_axis])
+    return _fitted(_fitted(array[source], blocks, axis=2), places, axis=place_axis)
+
+
+def _fitted(array: Array, size: int, *, axis: int) -> Array:
+    """Cuts an axis off, or fills it up with zeros."""
+    if size <= array.shape[axis]:
+        return jax.lax.slice_in_dim(array, 0, size, axis=axis)
     padding = [(0, 0)] * array.ndim
-    padding[axis] = (0, length - array.shape[axis])
-    return jnp.pad(taken, padding)
+    padding[axis] = (0, size - array.shape[axis])
+    return jnp.pad(array, padding)
 
 
 @partial(jax.jit, static_argnames="order")
-def _filled(old: Array, new: Array, start: Array, count: Array, *, order: tuple[int, ...]) -> Array:
-    position = jnp.arange(old.shape[order.index(1)])
-    token = jnp.clip(start[:, None] + position, 0, len(new) - 1)
-    inside = position < count[:, None]
-    return jnp.where(inside[:, :, None, None].transpose(order), new[token].transpose(order), old)
+def _filled(
+    old: Array, new: Array, source: Array, count: Array, *, order: tuple[int, ...]
+) -> Array:
+    # Slot, block, place, key head and dimension of a head, in the order of the cache.
+    blocks, places = old.shape[2], old.shape[order.index(2)]
+    slots, _, *rest = new[source].shape
+    taken = _fitted(new[source], blocks * places, axis=1).reshape(slots, blocks, places, *rest)
+    position = jnp.arange(blocks * places).reshape(1, blocks, places, 1, 1)
+    inside = position < count[:, None, None, None, None]
+    return jnp.where(inside.transpose(order), taken.transpose(order), old)
 
 
 @jax.jit
-def prefill(
-    model: DecodeWeights,
-    tokens: Int[Array, " token"],
-    positions: Int[Array, " token"],
-    segments: Int[Array, " token"],
-) -> Prefix:
-    """Keys and values of prompts laid end to end.
+def prefill(model: DecodeWeights, tokens: Int[Array, "prompt token"]) -> Prefix:
+    """Keys and values of prompts, each in a row of its own.
 
     Args:
         model: weights.
-        tokens: ids, padded to one of a few lengths.
-        positions: each token's place in its own prompt.
-        segments: which prompt a token belongs to; a padding value of its own for padding.
+        tokens: ids, with anything behind the end of a prompt: it is not looked at.
     """
     config = model.config
-    rotation = rope.angles(config, positions)
-    x = _embedded(model, tokens)
+    shape = (*tokens.shape, -1)
+    rotation = rope.angles(config, jnp.tile(jnp.arange(tokens.shape[1]), len(tokens)))
+    x = _embedded(model, tokens.reshape(-1))
     keys, values = [], []
     for layer in model.layers:
-        query, key, value = _query_key_value(config, layer, x, rotation)
+        query, key, value = (
+            each.reshape(*shape, config.head_dim)
+            for each in _query_key_value(config, layer, x, rotation)
+        )
         keys.append(key)
         values.append(value)
-        attended = attention(query[None], key[None], value[None], segments[None])[0]
-        x = _attended_and_mixed(config, layer, x, attended)
+        attended = attention(query, key, value, jnp.zeros_like(tokens))
+        x = _attended_and_mixed(config, layer, x, attended.reshape(len(x), -1))
     return Prefix(keys=tuple(keys), values=tuple(values))
 
 
 def decode_step(
     model: DecodeWeights,
     cache: Cache,
-    tokens: Int[Array, " slot"],
-    positions: Int[Array, " slot"],
-) -> tuple[Cache, Float[Array, "vocab slot"]]:
-    """Reads one token a slot; what comes next, as logits.
+    tokens: Int[Array, " row"],
+    positions: Int[Array, " row"],
+) -> tuple[Cache, Float[Array, "vocab row"]]:
+    """Reads one token a row; what comes next, as logits.
 
     Args:
         model: weights.
         cache: holds the `positions[i]` tokens before, in slot i.
-        tokens: the token to read.
+        tokens: the token to read: one for each slot, but at least `FEWEST_ROWS`. Logits of rows
+            beyond the slots mean nothing.
         positions: its place in its sequence, counted from 0.
     """
-    config = model.config
+    config, slots = model.config, cache.slots
     rotation = rope.angles(config, positions)
-    unseen = jnp.arange(cache.length) > positions[:, None]
     x = _embedded(model, tokens)
     keys, values = [], []
     for layer, old_keys, old_values in zip(model.layers, cache.keys, cache.values, strict=True):
-        query, key, value = _query_key_value(config, layer, x, rotation)
-        keys.append(_written(old_keys, key[..., None], positions, axis=3))
-        values.append(_written(old_values, value[:, :, None], positions, axis=2))
-        attended = _attend_one(query, keys[-1], values[-1], unseen)
-        x = _attended_and_mixed(config, layer, x, attended)
-    x = rms_norm(x, model.final_norm, eps=config.rms_norm_eps)
-    logits = jnp.matmul(model.head, x.T.astype(model.head.dtype), preferred_element_type=x.dtype)
+        query, key, value = (each[:slots] for each in _query_key_value(config, layer, x, rotation))
+        keys.append(_written(old_keys, key, positions[:slots], place_axis=4))
+        values.append(_written(old_values, value, positions[:slots], place_axis=3))
+        attended = _attend_one(query, keys[-1], values[-1], positions[:slots])
+        x = _attended_and_mixed(config, layer, x, _fitted(attended, len(x), axis=0))
+    logits = _logits(model.head, _normed(x, model.final_norm, config))
     return Cache(keys=tuple(keys), values=tuple(values)), logits
+
+
+def _logits(head: Array, x: Array) -> Array:
+    def of(rows: Array) -> Array:
+        return jnp.matmul(head, rows.T.astype(head.dtype), preferred_element_type=x.dtype)
+
+    def in_parts() -> Array:
+        starts = range(0, len(x), _HEAD_ROWS)
+        return jnp.concatenate([of(x[start : start + _HEAD_ROWS]) for start in starts], axis=1)
+
+    logits: Array = jax.lax.platform_dependent(cpu=in_parts, default=lambda: of(x))
+    return logits
 
 
 def _embedded(model: DecodeWeights, tokens: Array) -> Array:
@@ -258,43 +298,57 @@ def _query_key_value(
 ) -> tuple[Array, Array, Array]:
     """Queries, keys and values `[token, head, head_dim]`, the first two normed and turned."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    qkv = matmul(rms_norm(x, layer.attention_norm, eps=config.rms_norm_eps), layer.qkv)
+    qkv = matmul(_normed(x, layer.attention_norm, config), layer.qkv)
     qkv = qkv.reshape(len(x), heads + 2 * kv_heads, config.head_dim)
     query, key, value = jnp.split(qkv, [heads, heads + kv_heads], axis=1)
     if layer.query_norm is not None and layer.key_norm is not None:
-        query = rms_norm(query, layer.query_norm, eps=config.rms_norm_eps)
-        key = rms_norm(key, layer.key_norm, eps=config.rms_norm_eps)
+        query = _normed(query, layer.query_norm, config)
+        key = _normed(key, layer.key_norm, config)
     return rope.rotate(query, *rotation), rope.rotate(key, *rotation), value
 
 
 def _attended_and_mixed(config: LMConfig, layer: DecodeLayer, x: Array, attended: Array) -> Array:
     """The rest of a layer after attention: output projection and gated MLP, each added to x."""
     x = x + matmul(attended, layer.output)
-    gate_up = matmul(rms_norm(x, layer.mlp_norm, eps=config.rms_norm_eps), layer.gate_up)
+    gate_up = matmul(_normed(x, layer.mlp_norm, config), layer.gate_up)
     return x + matmul(gated(gate_up), layer.down)
 
 
-def _attend_one(query: Array, keys: Array, values: Array, unseen: Array) -> Array:
+def _normed(x: Array, scale: Array, config: LMConfig) -> Array:
+    """`rms_norm` with a sum in an order of its own."""
+    mean = fold(jnp.add, x * x) / x.shape[-1]
+    return x * jax.lax.rsqrt(mean + config.rms_norm_eps) * scale.astype(x.dtype)
+
+
+def _attend_one(query: Array, keys: Array, values: Array, positions: Array) -> Array:
     """Attention of one query a slot over its cache, `[slot, head_x_dim]`."""
-    slots, kv_heads, dim, _ = keys.shape
-    grouped = query.reshape(slots, kv_heads, -1, dim) * dim**-0.5
-    scores = jnp.einsum("skgd,skdl->skgl", grouped, keys)
-    scores = jnp.where(unseen[:, None, None], -jnp.inf, scores)
-    shares = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("skgl,skld->skgd", shares, values).reshape(slots, -1)
+    slots, kv_heads, blocks, dim, places = keys.shape
+    grouped = query.reshape(slots, kv_heads, 1, -1, dim) * dim**-0.5
+    # The same product for each block, whatever the number of blocks.
+    grouped = jnp.broadcast_to(grouped, (slots, kv_heads, blocks, *grouped.shape[3:]))
+    scores = jnp.einsum("skbgd,skbdp->skbgp", grouped, keys)
+    unseen = jnp.arange(blocks * places).reshape(blocks, places) > positions[:, None, None]
+    scores = jnp.where(unseen[:, None, :, None], -jnp.inf, scores)
+    largest = in_turn(jnp.maximum, fold(jnp.maximum, scores), axis=2)
+    shares = jnp.exp(scores - largest[:, :, None])
+    total = in_turn(jnp.add, fold(jnp.add, shares), axis=2)
+    mixed = in_turn(jnp.add, jnp.einsum("skbgp,skbpd->skbgd", shares, values), axis=2)
+    return (mixed / total).reshape(slots, -1)
 
 
-def _written(cached: Array, new: Array, positions: Array, *, axis: int) -> Array:
+def _written(cached: Array, new: Array, positions: Array, *, place_axis: int) -> Array:
     """Puts each slot's new entry at its position."""
+    places = cached.shape[place_axis]
+    block, place = positions // places, positions % places
     if len(cached) == 1:
         # For one slot XLA's scatter costs more than the layer's attention.
-        return jax.lax.dynamic_update_slice_in_dim(cached, new, positions[0], axis)
-    slots = jnp.arange(len(cached))
+        entry = jnp.expand_dims(new, (2, place_axis))
+        start = (0, 0, block[0], *((0, place[0]) if place_axis == 4 else (place[0], 0)))
+        return jax.lax.dynamic_update_slice(cached, entry, start)
+    slots, everything = jnp.arange(len(cached)), slice(None)
     where = (
-        (slots, slice(None), slice(None), positions)
-        if axis == 3
-        else (slots, slice(None), positions)
+        (slots, everything, block, everything, place)
+        if place_axis == 4
+        else (slots, everything, block, place)
     )
-    return cached.at[where].set(
-        jnp.squeeze(new, axis), mode="promise_in_bounds", unique_indices=True
-    )
+    return cached.at[where].set(new, mode="promise_in_bounds", unique_indices=True)

@@ -6,7 +6,7 @@ few tokens of all of them and drops the finished, `release` drops rows by name. 
 buckets, so that a varied run compiles a handful of programs.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cookbook_fx.data.buckets import power_of_two
 from cookbook_fx.errors import ConfigurationError, ModelError
 from cookbook_fx.lm.decode import (
+    FEWEST_ROWS,
     Cache,
     DecodeWeights,
     decode_step,
@@ -310,10 +311,9 @@ def _new_rows(model: DecodeWeights, request: RowRequest) -> list[_Row]:
 
 # --- Buckets -------------------------------------------------------------------------------------
 
-_MIN_PACK = 64
-# Prompts are read together up to this many tokens; more would only make the attention between
-# strangers, all of it masked, a larger part of the work.
-_PACK = 512
+_NARROWEST_PROMPT = 64
+# Prompts of one width are read together up to this many tokens; more would gain no speed.
+_TOKENS_AT_ONCE = 512
 
 
 def _slots_for(rows: int) -> int:
@@ -367,55 +367,51 @@ def _with_prompts(model: DecodeWeights, cache: Cache, unread: Sequence[tuple[int
     takers: dict[bytes, list[int]] = {}
     for slot, prompt in unread:
         takers.setdefault(prompt, []).append(slot)
-    for pack in _packs(sorted(takers, key=len)):
-        bodies = [np.frombuffer(prompt, np.int32)[:-1] for prompt in pack]
-        size = _pack_size(sum(map(len, bodies)))
-        tokens, positions, segments = np.zeros((3, size), np.int32)
-        segments[:] = len(bodies)
-        start, count = np.zeros((2, cache.slots), np.int32)
-        end = 0
-        for number, (prompt, body) in enumerate(zip(pack, bodies, strict=True)):
-            begin, end = end, end + len(body)
-            tokens[begin:end], segments[begin:end] = body, number
-            positions[begin:end] = np.arange(len(body))
-            start[takers[prompt]], count[takers[prompt]] = begin, len(body)
-        prefix = prefill(model, *map(jnp.asarray, (tokens, positions, segments)))
-        cache = placed(cache, prefix, start=jnp.asarray(start), count=jnp.asarray(count))
+    for width, prompts in _batches(takers):
+        tokens = np.zeros((power_of_two(len(prompts)), width), np.int32)
+        source, count = np.zeros((2, cache.slots), np.int32)
+        for number, prompt in enumerate(prompts):
+            body = np.frombuffer(prompt, np.int32)[:-1]
+            tokens[number, : len(body)] = body
+            source[takers[prompt]], count[takers[prompt]] = number, len(body)
+        prefix = prefill(model, jnp.asarray(tokens))
+        cache = placed(cache, prefix, source=jnp.asarray(source), count=jnp.asarray(count))
     return cache
 
 
-def _pack_size(tokens: int) -> int:
-    """Powers of two, and between the larger ones also three quarters: each is a program."""
-    power = power_of_two(max(tokens, _MIN_PACK))
-    return power * 3 // 4 if power > _PACK and tokens <= power * 3 // 4 else power
-
-
-def _packs(prompts: Sequence[bytes]) -> list[list[bytes]]:
-    packs: list[list[bytes]] = []
-    room = 0
+def _batches(prompts: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Prompts to be read together, and the width of their rows."""
+    by_width: dict[int, list[bytes]] = {}
     for prompt in prompts:
         length = len(prompt) // 4 - 1
-        if length == 0:
-            continue
-        if length > room:
-            packs.append([])
-            room = _PACK
-        packs[-1].append(prompt)
-        room -= length
-    return packs
+        if length > 0:
+            by_width.setdefault(_width(length), []).append(prompt)
+    for width, those in sorted(by_width.items()):
+        at_once = max(1, _TOKENS_AT_ONCE // width)
+        for start in range(0, len(those), at_once):
+            yield width, those[start : start + at_once]
+
+
+def _width(length: int) -> int:
+    """Of the row a prompt is read in; of nothing but its length, as the result's last bits are.
+
+    Powers of two, and between the larger ones also three quarters: each is a program.
+    """
+    power = power_of_two(max(length, _NARROWEST_PROMPT))
+    return power * 3 // 4 if power >= _TOKENS_AT_ONCE and length <= power * 3 // 4 else power
 
 
 # --- A chunk of steps ----------------------------------------------------------------------------
 
 
 class _Columns(eqx.Module):
-    """The rows as arrays; free slots have a limit of 0."""
+    """The rows as arrays, at least `FEWEST_ROWS`; those of free slots have a limit of 0."""
 
-    token: Int[Array, " slot"]
-    position: Int[Array, " slot"]
-    drawn: Int[Array, " slot"]
-    limit: Int[Array, " slot"]
-    stop_tokens: Int[Array, "slot stop"]
+    token: Int[Array, " row"]
+    position: Int[Array, " row"]
+    drawn: Int[Array, " row"]
+    limit: Int[Array, " row"]
+    stop_tokens: Int[Array, "row stop"]
     rules: DrawRules
 
 
@@ -431,7 +427,7 @@ _FREE = _Row(
 
 
 def _columns(slots: Sequence[_Row | None]) -> _Columns:
-    rows = [row or _FREE for row in slots]
+    rows = [row or _FREE for row in slots] + [_FREE] * (FEWEST_ROWS - len(slots))
     stops = np.full(
         (len(rows), power_of_two(max(8, *(len(r.params.stop_tokens) for r in rows)))), -1
     )
@@ -452,11 +448,11 @@ class _Progress(NamedTuple):
 
     step: Int[Array, ""]
     cache: Cache
-    token: Int[Array, " slot"]
-    counts: Int[Array, " slot"]
-    stopped: Bool[Array, " slot"]
-    tokens: Int[Array, "step slot"]
-    logprobs: Float[Array, "step slot"]
+    token: Int[Array, " row"]
+    counts: Int[Array, " row"]
+    stopped: Bool[Array, " row"]
+    tokens: Int[Array, "step row"]
+    logprobs: Float[Array, "step row"]
 
 
 @jax.jit
@@ -486,15 +482,15 @@ def _decode_chunk(model: DecodeWeights, cache: Cache, columns: _Columns) -> _Pro
             logprobs=progress.logprobs.at[progress.step].set(drawn.logprobs),
         )
 
-    slots = cache.slots
+    rows = len(columns.token)
     start = _Progress(
         step=jnp.asarray(0),
         cache=cache,
         token=columns.token,
-        counts=jnp.zeros(slots, jnp.int32),
-        stopped=jnp.zeros(slots, bool),
-        tokens=jnp.zeros((CHUNK, slots), jnp.int32),
-        logprobs=jnp.zeros((CHUNK, slots), jnp.float32),
+        counts=jnp.zeros(rows, jnp.int32),
+        stopped=jnp.zeros(rows, bool),
+        tokens=jnp.zeros((CHUNK, rows), jnp.int32),
+        logprobs=jnp.zeros((CHUNK, rows), jnp.float32),
     )
     return jax.lax.while_loop(more, step, start)
 

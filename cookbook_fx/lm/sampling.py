@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from cookbook_fx.errors import ConfigurationError
+from cookbook_fx.lm.folding import fold, in_turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +135,14 @@ def draw_tokens(
     # A greedy row keeps the highest logit alone; 0 then picks the first of several equals.
     uniform = jnp.where(greedy[:, None], 0, _uniforms(rules, index))
     blocks = _blocks(logits)
-    block = _inverse_cdf(weigh(blocks, highest, lowest, sharpness).sum(1), uniform[:, 0])
+    weights = weigh(blocks, highest, lowest, sharpness)
+    block = _inverse_cdf(_block_totals(weights), uniform[:, 0])
     inside = blocks[block, :, jnp.arange(len(block))].T
     place = _inverse_cdf(weigh(inside, highest, lowest, sharpness), uniform[:, 1])
     chosen = jnp.take_along_axis(inside, place[None], 0)[0]
     return Drawn(
         tokens=block * blocks.shape[1] + place,
-        logprobs=chosen - highest - jnp.log(jnp.exp(logits - highest).sum(0)),
+        logprobs=chosen - highest - jnp.log(_total(jnp.exp(blocks - highest))),
     )
 
 
@@ -160,9 +162,8 @@ def truncation(logits: Float[Array, "vocab row"], rules: DrawRules) -> Float[Arr
 
     def by_mass() -> Array:
         weights = jnp.exp((logits - logits.max(0)) * _sharpness(rules)) * (logits >= kept)
-        return jnp.where(
-            limited_p, _lowest_kept(logits, weights, rules.top_p * weights.sum(0)), kept
-        )
+        budget = rules.top_p * _total(_blocks(weights, fill=0.0))
+        return jnp.where(limited_p, _lowest_kept(logits, weights, budget), kept)
 
     kept = jax.lax.cond(limited_k.any(), by_count, lambda: unlimited)
     lowest: Array = jax.lax.cond(limited_p.any(), by_mass, lambda: kept)
@@ -187,7 +188,8 @@ def _lowest_kept(
         below, enough = bounds
         # The mean of two integers without overflow.
         middle = (below & enough) + ((below ^ enough) >> 1)
-        fits = jnp.where(logits > _float_of(middle), weights, 0).sum(0) < budget
+        above = jnp.where(logits > _float_of(middle), weights, 0)
+        fits = _total(_blocks(above, fill=0.0)) < budget
         return jnp.where(fits, below, middle), jnp.where(fits, middle, enough)
 
     bounds = _rank_of(logits.min(0)) - 1, _rank_of(logits.max(0))
@@ -214,12 +216,27 @@ def _uniforms(rules: DrawRules, index: Int[Array, " row"]) -> Float[Array, "row 
 
 
 _BLOCK = 256
+# XLA treats arrays smaller than some thousand entries differently, and how small they are depends
+# on the number of rows.
+_FEWEST_BLOCKS = 16
 
 
-def _blocks(logits: Float[Array, "vocab row"]) -> Float[Array, "block token row"]:
-    padding = -len(logits) % _BLOCK
-    padded = jnp.pad(logits, ((0, padding), (0, 0)), constant_values=-jnp.inf)
-    return padded.reshape(-1, _BLOCK, logits.shape[1])
+def _blocks(
+    values: Float[Array, "vocab row"], *, fill: float = -math.inf
+) -> Float[Array, "block token row"]:
+    padding = max(-len(values) % _BLOCK, _FEWEST_BLOCKS * _BLOCK - len(values))
+    padded = jnp.pad(values, ((0, padding), (0, 0)), constant_values=fill)
+    return padded.reshape(-1, _BLOCK, values.shape[1])
+
+
+def _total(blocks: Float[Array, "block token row"]) -> Float[Array, " row"]:
+    """The sum over all tokens, its order the same for any number of rows."""
+    return fold(jnp.add, _block_totals(blocks).T)[:, 0]
+
+
+def _block_totals(blocks: Float[Array, "block token row"]) -> Float[Array, "block row"]:
+    parts = blocks.reshape(len(blocks), 16, _BLOCK // 16, -1)
+    return in_turn(jnp.add, in_turn(jnp.add, parts, axis=1), axis=1)
 
 
 def _inverse_cdf(

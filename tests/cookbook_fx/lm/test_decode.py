@@ -82,15 +82,12 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(config, ad
     adapter = random_adapter(config) if adapted else None
     model = decode_weights(weights, adapter)
     first, second = np.random.default_rng(0).integers(0, config.vocab_size, (2, 12))
-    # Two prompts of 5 and 3 tokens in one pack, with padding behind.
-    pack = np.concatenate([first[:5], second[:3], [0, 0]]).astype(np.int32)
-    positions = np.array([0, 1, 2, 3, 4, 0, 1, 2, 0, 0], np.int32)
-    segments = np.array([0] * 5 + [1] * 3 + [2] * 2, np.int32)
-    prefix = prefill(model, jnp.asarray(pack), jnp.asarray(positions), jnp.asarray(segments))
+    # Prompts of 5 and 3 tokens, with anything behind.
+    prefix = prefill(model, jnp.asarray([first[:8], second[:8]], jnp.int32))
     cache = placed(
         empty_cache(model, slots=2, length=16),
         prefix,
-        start=jnp.array([5, 0]),
+        source=jnp.array([1, 0]),
         count=jnp.array([3, 5]),
     )
     wanted = [logits_without_cache(weights, adapter, ids) for ids in (second, first)]
@@ -107,11 +104,11 @@ def test_one_slot_decodes_like_several():
     model = decode_weights(weights, None)
     one, four = (empty_cache(model, slots=slots, length=8) for slots in (1, 4))
     for position, token in enumerate([3, 9, 27]):
-        one, lone = decode_step(model, one, jnp.array([token]), jnp.array([position]))
+        one, lone = decode_step(model, one, jnp.array([token, 0]), jnp.array([position, 0]))
         four, among = decode_step(
             model, four, jnp.array([5, token, 7, 1]), jnp.array([0, position, 0, 0])
         )
-        np.testing.assert_allclose(lone[:, 0], among[:, 1], atol=1e-5)
+        np.testing.assert_array_equal(lone[:, 0], among[:, 1])
 
 
 def test_the_base_is_left_alone_by_merging():
@@ -127,22 +124,41 @@ def test_the_base_is_left_alone_by_merging():
 def tiny_cache() -> Cache:
     """2 slots, 1 head of 1 dimension, 3 positions; slot 0 holds 1 2 3, slot 1 holds 4 5 6."""
     content = jnp.arange(1.0, 7.0).reshape(2, 3)
-    return Cache(keys=(content[:, None, None, :],), values=(10 * content[:, None, :, None],))
+    return Cache(
+        keys=(content[:, None, None, None, :],), values=(10 * content[:, None, None, :, None],)
+    )
 
 
 def test_rearranging_moves_slots_and_changes_the_length():
     longer = rearranged(tiny_cache(), jnp.array([1, 0, 1, 0]), length=4)
     assert (longer.slots, longer.length) == (4, 4)
-    assert longer.keys[0][:2, 0, 0].tolist() == [[4, 5, 6, 0], [1, 2, 3, 0]]
-    assert longer.values[0][:2, 0, :, 0].tolist() == [[40, 50, 60, 0], [10, 20, 30, 0]]
+    assert longer.keys[0][:2, 0, 0, 0].tolist() == [[4, 5, 6, 0], [1, 2, 3, 0]]
+    assert longer.values[0][:2, 0, 0, :, 0].tolist() == [[40, 50, 60, 0], [10, 20, 30, 0]]
     shorter = rearranged(tiny_cache(), jnp.array([1]), length=2)
-    assert shorter.keys[0].tolist() == [[[[4, 5]]]]
-    assert shorter.values[0].tolist() == [[[[40], [50]]]]
+    assert shorter.keys[0].tolist() == [[[[[4, 5]]]]]
+    assert shorter.values[0].tolist() == [[[[[40], [50]]]]]
 
 
 def test_placing_fills_the_named_slots_only():
-    packed = jnp.array([7.0, 8.0, 9.0])[:, None, None]
-    prefix = Prefix(keys=(packed,), values=(10 * packed,))
-    filled = placed(tiny_cache(), prefix, start=jnp.array([0, 1]), count=jnp.array([0, 2]))
-    assert filled.keys[0][:, 0, 0].tolist() == [[1, 2, 3], [8, 9, 6]]
-    assert filled.values[0][:, 0, :, 0].tolist() == [[10, 20, 30], [80, 90, 60]]
+    prompts = jnp.array([[7.0, 8.0], [9.0, 5.0]])[:, :, None, None]
+    prefix = Prefix(keys=(prompts,), values=(10 * prompts,))
+    filled = placed(tiny_cache(), prefix, source=jnp.array([0, 1]), count=jnp.array([0, 2]))
+    assert filled.keys[0][:, 0, 0, 0].tolist() == [[1, 2, 3], [9, 5, 6]]
+    assert filled.values[0][:, 0, 0, :, 0].tolist() == [[10, 20, 30], [90, 50, 60]]
+
+
+def test_a_long_cache_is_counted_block_by_block():
+    model = decode_weights(weights_from_tensors(LLAMA, random_tensors(LLAMA).__getitem__), None)
+    short = empty_cache(model, slots=2, length=8192)
+    long = rearranged(short, jnp.array([0, 1]), length=32768)
+    assert (short.keys[0].shape, short.length) == ((2, 2, 1, 4, 8192), 8192)
+    assert (long.keys[0].shape, long.length) == ((2, 2, 4, 4, 8192), 32768)
+    at = jnp.array([8190, 0])
+    for _ in range(3):
+        short, wanted = decode_step(model, short, jnp.array([5, 6]), jnp.minimum(at, 8191))
+        long, logits = decode_step(model, long, jnp.array([5, 6]), at)
+        if at[0] < 8192:
+            np.testing.assert_array_equal(logits, wanted)
+        at = at + 1
+    assert long.keys[0][0, :, 1, :, 0].any()
+    assert rearranged(long, jnp.array([1]), length=16).values[0].shape == (1, 2, 1, 16, 4)
