@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from cookbook_fx.errors import CookbookError
+from shell.cli.distill import Distill
 from shell.cli.dpo import DPO
 from shell.cli.models import Models
 from shell.cli.replay import Replay
@@ -22,6 +23,7 @@ Command = (
     Annotated[SFT, tyro.conf.subcommand("sft")]
     | Annotated[DPO, tyro.conf.subcommand("dpo")]
     | Annotated[RL, tyro.conf.subcommand("rl")]
+    | Annotated[Distill, tyro.conf.subcommand("distill")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
@@ -37,6 +39,7 @@ $ cookbook-fx sft
 $ cookbook-fx sft --data mine.jsonl --run-dir runs/mine
 $ cookbook-fx dpo
 $ cookbook-fx rl
+$ cookbook-fx distill --teacher tinker://...
 $ cookbook-fx COMMAND --help"""
 
 _INTERRUPTED = 130

@@ -23,6 +23,7 @@ from cookbook_fx.reports import (
     ReinforcementStepReport,
     RolloutEvaluationReport,
     SupervisedStepReport,
+    TeacherReport,
 )
 from shell.training.events import (
     Advised,
@@ -147,6 +148,8 @@ class Watcher:
                 )
             case RolloutEvaluationReport(trajectories=(*_, every)):
                 told = f"reward after {event.step} steps: {every.mean_total_reward:.3f}"
+            case TeacherReport(kl=found):
+                told = f"KL to teacher after {event.step} steps: {found.mean:.4f} nats/token"
             case _:
                 return
         self._console.print(f"held-out {told}")
@@ -171,6 +174,7 @@ def _of_rollouts(
     for name, metric, form in (
         ("KL", "optim/kl_sample_train_v1", ".1e"),
         ("KL to base", "kl_policy_base", ".4f"),
+        ("KL to teacher", "teacher_kl", ".4f"),
         ("entropy", "optim/entropy", ".3f"),
     ):
         if metric in row:

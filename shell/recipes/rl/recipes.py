@@ -132,7 +132,7 @@ def rl_config(choice: RLChoice, *, context_window: int | None) -> RLConfig:
         objective=Objective(
             advantages=learning.advantages,
             loss=learning.loss,
-            loss_config=_settings(learning.loss_config),
+            loss_config=loss_settings(learning.loss_config),
             truncate_ratios=learning.truncate_ratios,
             remove_constant_reward_groups=learning.remove_constant_reward_groups,
             kl_penalty_coef=learning.kl_penalty_coef,
@@ -254,7 +254,12 @@ def _strategy(episodes: Episodes) -> RolloutStrategy:
             return MinViableGroup(max_retries=episodes.max_retries)
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, float]:
+def loss_settings(pairs: Sequence[str]) -> dict[str, float]:
+    """A loss's settings, each written as name=value.
+
+    Raises:
+        ConfigurationError: one is not.
+    """
     settings = {}
     for pair in pairs:
         name, _, value = pair.partition("=")

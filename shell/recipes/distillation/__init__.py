@@ -1,0 +1,1 @@
+"""On-policy distillation: prompts, teachers, and what comes of them."""
