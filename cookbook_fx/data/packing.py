@@ -107,6 +107,37 @@ def pack(
     return tuple(batches)
 
 
+def each_alone(
+    lengths: Sequence[int], *, min_tokens: int = 1, max_tokens: int = MICRO_BATCH_TOKENS
+) -> tuple[PackedRows, ...]:
+    """Micro-batches in which every sequence has a row of its own, as wide as its own length asks.
+
+    For results whose last bits are to depend on nothing but the sequence: `pack` puts it where the
+    others leave room.
+
+    Args:
+        lengths: tokens of each sequence, at least 1.
+        min_tokens: smaller micro-batches are filled up with empty rows.
+        max_tokens: as for `pack`.
+
+    Example:
+        >>> [rows.source.shape for rows in each_alone([60, 100, 30, 20])]
+        [(3, 64), (1, 128)]
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    by_width: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        by_width.setdefault(max(MIN_WIDTH, power_of_two(length)), []).append(i)
+    batches = []
+    for width, members in sorted(by_width.items()):
+        at_once = max(1, max_tokens // width)
+        for first in range(0, len(members), at_once):
+            rows = [[Family((i,), 0)] for i in members[first : first + at_once]]
+            empty: list[list[Family]] = [[]] * (-(-min_tokens // width) - len(rows))
+            batches.append(_lay_out(rows + empty, width, starts))
+    return tuple(batches)
+
+
 def _fill(order: list[int], lengths: Sequence[int], max_tokens: int) -> tuple[list[list[int]], int]:
     """The cheapest way to fill one micro-batch from the front of `order`, per token placed."""
     narrowest = max(MIN_WIDTH, power_of_two(lengths[order[0]]))

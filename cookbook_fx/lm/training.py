@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cookbook_fx.data.datum import Datum
 from cookbook_fx.data.families import find_families
-from cookbook_fx.data.packing import MICRO_BATCH_TOKENS, PackedRows, pack
+from cookbook_fx.data.packing import MICRO_BATCH_TOKENS, PackedRows, each_alone, pack
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.lm.config import LMConfig
 from cookbook_fx.lm.head import PromptResult, loss_and_gradients, target_logprobs
@@ -23,6 +23,8 @@ from cookbook_fx.lm.lora import LoRA, LowRank
 from cookbook_fx.lm.transformer import Tokens, hidden_states
 from cookbook_fx.lm.weights import LMWeights
 from cookbook_fx.numerics.policy import LossSpec, sequence_log_ratios, token_losses
+
+_FEWEST_ENTRIES = 4096
 
 
 class LossOutput(NamedTuple):
@@ -219,6 +221,8 @@ def score_prompts(
 ) -> tuple[PromptScores, ...]:
     """Log-probability of every prompt token given those before it.
 
+    A prompt's scores are the same to the last bit whatever others are scored with it.
+
     Args:
         weights: frozen base model.
         adapter: None for the base model alone.
@@ -241,8 +245,11 @@ def score_prompts(
     total = sum(datum.length for datum in datums)
     logprobs = np.zeros((total, 1), np.float32)
     ids, likeliest = np.zeros((total, top_k), np.int32), np.zeros((total, top_k), np.float32)
-    for rows, batch in _batches(datums, LossSpec()):
-        result = _score(weights, adapter, batch, top_k)
+    columns = _columns(datums, LossSpec())
+    # XLA sums small arrays in another order than large ones; only tiny models ever have those.
+    min_tokens = -(-_FEWEST_ENTRIES // weights.config.hidden_size)
+    for rows in each_alone([datum.length for datum in datums], min_tokens=min_tokens):
+        result = _score(weights, adapter, _batch(rows, columns), top_k)
         for flat, values in zip((logprobs, ids, likeliest), result, strict=True):
             rows.put(flat, np.asarray(values))
     ends = np.cumsum([datum.length for datum in datums])[:-1]

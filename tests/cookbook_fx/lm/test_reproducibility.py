@@ -10,6 +10,7 @@ import pytest
 from cookbook_fx.lm import (
     DecodeWeights,
     LMConfig,
+    LoRAConfig,
     RowId,
     RowRequest,
     SamplingParams,
@@ -18,8 +19,10 @@ from cookbook_fx.lm import (
     begin,
     decode_weights,
     generate,
+    init_lora,
     random_tensors,
     release,
+    score_prompts,
     split_to_fit,
     weights_from_tensors,
 )
@@ -181,3 +184,16 @@ def test_answers_are_the_same_in_any_company_at_any_time():
         answers, lost = run(model, requests, rng=rng, max_rows=max_rows)
         assert {row: alone[row] for row in answers} == answers
         assert answers.keys() | lost == alone.keys()
+
+
+@CONFIGS
+def test_a_prompt_is_scored_the_same_beside_others(config):
+    weights, rng = base_weights(config), np.random.default_rng(3)
+    adapter = jax.tree.map(lambda x: x + 0.01, init_lora(config, LoRAConfig(rank=8)))
+    lengths = (3, 30, 64, 65, 90, 200, 300, 12, 40, 5)
+    prompts = [rng.integers(0, config.vocab_size, length, np.int32) for length in lengths]
+    together = score_prompts(weights, adapter, prompts)
+    for chosen in ([0], [3], [6], [9, 7, 1], [8, 2, 3]):
+        some = score_prompts(weights, adapter, [prompts[i] for i in chosen])
+        for i, scores in zip(chosen, some, strict=True):
+            assert bits(scores.logprobs) == bits(together[i].logprobs), (i, chosen)

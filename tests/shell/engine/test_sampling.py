@@ -1,5 +1,6 @@
 """Sampling through the SDK, on a tiny model; and the search for stop strings by itself."""
 
+import time
 from concurrent.futures import Future
 
 import hypothesis.strategies as st
@@ -319,6 +320,56 @@ def test_sampling_and_training_take_turns(new_model, batch, fit, base):
     losses = fit(model, batch, 8)
     assert losses[-1] < losses[0]
     assert [len(s.tokens) for s in pending.result().sequences] == [400] * 4
+
+
+def test_answers_and_scores_are_the_same_bits_in_any_order_and_company(base):
+    rng = np.random.default_rng(4)
+    requests = [
+        (rng.integers(3, 250, size).tolist(), seed, samples)
+        for seed, (size, samples) in enumerate([(3, 1), (40, 5), (90, 2), (5, 1), (40, 9), (70, 1)])
+    ]
+
+    def answers(order, *, pauses):
+        pending = {}
+        for index in order:
+            prompt, seed, samples = requests[index]
+            params = tinker.SamplingParams(max_tokens=20 + 5 * seed, stop=[], seed=seed)
+            pending[index] = base.sample(
+                tinker.ModelInput.from_ints(prompt), samples, params, include_prompt_logprobs=True
+            )
+            if pauses:
+                time.sleep(float(rng.uniform(0, 0.05)))
+        responses = {index: each.result() for index, each in pending.items()}
+        return {
+            index: (
+                [(list(s.tokens), list(s.logprobs)) for s in response.sequences],
+                response.prompt_logprobs[1:],
+            )
+            for index, response in responses.items()
+        }
+
+    one_by_one = {}
+    for index in range(len(requests)):
+        one_by_one |= answers([index], pauses=False)
+    assert answers(range(len(requests)), pauses=False) == one_by_one
+    for _ in range(3):
+        assert answers(rng.permutation(len(requests)).tolist(), pauses=True) == one_by_one
+
+
+def test_a_gradient_depends_on_its_own_request_alone(new_model, batch, base, logprobs):
+    def trained(*, busy):
+        model = new_model()
+        other = new_model(rank=8) if busy else None
+        params = tinker.SamplingParams(max_tokens=60, stop=[], seed=1)
+        for _ in range(2):
+            if busy:
+                base.sample(tinker.ModelInput.from_ints(PROMPT), 7, params)
+                other.forward_backward(batch[:1], "cross_entropy")
+            model.forward_backward(batch, "cross_entropy")
+            model.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
+        return logprobs(model, batch)
+
+    assert trained(busy=True).tobytes() == trained(busy=False).tobytes()
 
 
 def decode(ids):
