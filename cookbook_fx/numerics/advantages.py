@@ -151,9 +151,10 @@ def _centered(rewards: AnyArray, mask: AnyArray) -> Array:
     From there equal rewards are exactly 0 apart, and rewards on a large offset keep the digits in
     which they differ. The origin cancels, and so does its gradient.
     """
-    kept = masked.keep(rewards, mask)
     # `max(where=mask)` would choose by bools: see `masked.keep`.
-    candidates = masked.keep(kept, mask, otherwise=-jnp.inf)
+    candidates = masked.keep(rewards, mask, otherwise=-jnp.inf)
     largest = jnp.max(candidates, axis=-1, keepdims=True, initial=-jnp.inf)
-    measured = masked.keep(kept - jax.lax.stop_gradient(largest), mask)
-    return masked.keep(measured - masked.mean(measured, mask, axis=-1)[..., None], mask)
+    measured = masked.keep(rewards - jax.lax.stop_gradient(largest), mask)
+    # Not `masked.mean`, which would mask once more what is 0 already: a quarter of the time.
+    mean = jnp.sum(measured, axis=-1) / jnp.maximum(masked.count(mask, axis=-1), 1)
+    return masked.keep(measured - mean[..., None], mask)
