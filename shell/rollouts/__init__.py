@@ -35,6 +35,11 @@ from shell.rollouts.options import DEFAULT_OPTIONS as DEFAULT_OPTIONS
 from shell.rollouts.options import RolloutOptions as RolloutOptions
 from shell.rollouts.options import agentic as agentic
 from shell.rollouts.options import simple as simple
+from shell.rollouts.preference_model import LabelProbabilities as LabelProbabilities
+from shell.rollouts.preference_model import PreferenceModel as PreferenceModel
+from shell.rollouts.preference_model import (
+    PreferenceModelFromChatRenderer as PreferenceModelFromChatRenderer,
+)
 from shell.rollouts.problem_env import ProblemEnv as ProblemEnv
 from shell.rollouts.problem_env import ProblemGroupBuilder as ProblemGroupBuilder
 from shell.rollouts.prompt_only import PromptOnlyDataset as PromptOnlyDataset

@@ -10,7 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from cookbook_fx.preference import (
     PreferenceDataset,
     PreferenceObjective,
     PreferencePair,
+    PreferenceStepMetrics,
     preference_report,
     token_preference_loss,
 )
@@ -34,6 +35,7 @@ from cookbook_fx.reports import (
 )
 from cookbook_fx.runs import RunPlan, Step
 from shell.clients import (
+    CustomLoss,
     CustomPass,
     CustomResult,
     NewLoRA,
@@ -92,7 +94,7 @@ class _Begun(NamedTuple):
 
     step: Step
     batch: PairBatch
-    forward: CustomPass[PairInputs, Any]
+    forward: CustomPass[PairInputs, PreferenceStepMetrics]
     evaluation: SubmittedPreferences | None
 
 
@@ -101,7 +103,7 @@ class _Updating(NamedTuple):
 
     begun: _Begun
     learning_rate: float
-    backward: Pending[CustomResult[Any]]
+    backward: Pending[CustomResult[PreferenceStepMetrics]]
     optim_step: Pending[OptimResult]
     save: Pending[str] | None
 
@@ -228,7 +230,7 @@ class _Run:
 
     config: DPOConfig
     objective: PreferenceObjective
-    loss: Any
+    loss: CustomLoss[PairInputs, PreferenceStepMetrics]
     plan: RunPlan
     learning_rates: Float[np.ndarray, " step"]
     trainer: Trainer
@@ -271,14 +273,10 @@ class _Run:
             else None
         )
         forward = forward_backward_custom(self.trainer, batch.datums, self.loss)
-        ahead = range(index, min(index + 1 + self._ahead, self.plan.total_steps))
-        for later in ahead:
+        last = min(index + self.config.cadence.submit_ahead, self.plan.total_steps - 1)
+        for later in range(index, last + 1):
             self.reference.ask(self._batch(later).positions)
         return _Begun(step=step, batch=batch, forward=forward, evaluation=evaluation)
-
-    @property
-    def _ahead(self) -> int:
-        return self.config.cadence.submit_ahead
 
     def _batch(self, index: int) -> PairBatch:
         step = self.plan.step(index)

@@ -1,4 +1,4 @@
-"""The loop over preferences: a reference that never moves, each row once, crashes that change nothing."""
+"""The loop over preferences: a reference that never moves, and crashes that change nothing."""
 
 import asyncio
 import json
