@@ -5,6 +5,7 @@ from cookbook_fx.reports.colorized import ExampleSection as ExampleSection
 from cookbook_fx.reports.colorized import colorize_example as colorize_example
 from cookbook_fx.reports.colorized import format_colorized as format_colorized
 from cookbook_fx.reports.colorized import format_html as format_html
+from cookbook_fx.reports.colorized import format_html_pieces as format_html_pieces
 from cookbook_fx.reports.colorized import format_marked as format_marked
 from cookbook_fx.reports.colorized import format_pieces as format_pieces
 from cookbook_fx.reports.colorized import html_page as html_page

@@ -111,6 +111,8 @@ def format_html(
     weights: Weights,
     tokenizer: Tokenizer,
     draw_newline_arrow: bool = False,  # noqa: FBT001, FBT002
+    *,
+    largest: float | None = None,
 ) -> str:
     """Decoded text as one `<pre class="weighted">`, shaded by weight; `WEIGHTED_CSS` goes with it.
 
@@ -121,17 +123,34 @@ def format_html(
         weights: weight of each token, `[token]`.
         tokenizer: the one the tokens were made with.
         draw_newline_arrow: show the line breaks in the text as ↵, before they break the line.
+        largest: the weight of the strongest shade, for texts to compare; None is this text's own.
 
     Raises:
         DataError: not one finite weight for each token, or an id the tokenizer does not know.
     """
-    spans = _spans(tokens, _shades(_checked(tokens, weights)), tokenizer)
-    body = "".join(
-        f'<span class="{_class(span.level)}">'
-        f"{escape(_with_arrows(span.text) if draw_newline_arrow else span.text)}</span>"
-        for span in spans
-    )
-    return f'<pre class="weighted">{body}</pre>'
+    shades = _shades(_checked(tokens, weights), largest=largest)
+    return _pre(_spans(tokens, shades, tokenizer), draw_newline_arrow=draw_newline_arrow)
+
+
+def format_html_pieces(pieces: Iterable[tuple[str, float]]) -> str:
+    """Texts with a weight each, as `format_html` writes them.
+
+    For what is known as text alone, without the tokens it was made of.
+
+    Args:
+        pieces: text and weight, in order.
+
+    Example:
+        >>> format_html_pieces([("2 < 3", 0.5)])
+        '<pre class="weighted"><span class="up4">2 &lt; 3</span></pre>'
+    """
+    weighted = list(pieces)
+    shades = _shades(np.array([weight for _, weight in weighted], np.float64), largest=None)
+    spans = [
+        _Span(text.translate(_PICTURES), int(shade))
+        for (text, _), shade in zip(weighted, shades, strict=True)
+    ]
+    return _pre(spans, draw_newline_arrow=False)
 
 
 def html_page(examples: Iterable[ExampleSection], tokenizer: Tokenizer, *, title: str) -> str:
@@ -233,12 +252,13 @@ def _checked(tokens: TokenIds, weights: Weights) -> np.ndarray:
     return checked
 
 
-def _shades(weights: np.ndarray) -> np.ndarray:
+def _shades(weights: np.ndarray, *, largest: float | None) -> np.ndarray:
     """The sign of each weight times 1 to 4, by its size."""
     sizes = np.abs(weights)
-    largest = sizes.max(initial=0.0)
+    if largest is None:
+        largest = float(sizes.max(initial=0.0))
     if largest > 0:
-        sizes = np.maximum(1, np.ceil(_NUM_SHADES * (sizes / largest)))
+        sizes = np.clip(np.ceil(_NUM_SHADES * (sizes / largest)), 1, _NUM_SHADES)
     levels: np.ndarray = np.sign(weights) * sizes
     return levels
 
@@ -316,6 +336,15 @@ def _in_color(span: _Span, *, draw_newline_arrow: bool) -> str:
     return "\n".join(
         style.render(line, color_system=ColorSystem.STANDARD) for line in text.split("\n")
     )
+
+
+def _pre(spans: Iterable[_Span], *, draw_newline_arrow: bool) -> str:
+    body = "".join(
+        f'<span class="{_class(span.level)}">'
+        f"{escape(_with_arrows(span.text) if draw_newline_arrow else span.text)}</span>"
+        for span in spans
+    )
+    return f'<pre class="weighted">{body}</pre>'
 
 
 def _with_arrows(text: str) -> str:

@@ -5,3 +5,7 @@ from cookbook_fx.runs.plan import Position as Position
 from cookbook_fx.runs.plan import RunPlan as RunPlan
 from cookbook_fx.runs.plan import Step as Step
 from cookbook_fx.runs.plan import is_due as is_due
+from cookbook_fx.runs.provenance import CodeState as CodeState
+from cookbook_fx.runs.provenance import RunStart as RunStart
+from cookbook_fx.runs.provenance import start_from_json as start_from_json
+from cookbook_fx.runs.provenance import start_to_json as start_to_json

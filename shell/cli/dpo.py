@@ -70,6 +70,7 @@ class DPO:
         from rich.console import Console
 
         from shell.cli.options import engine
+        from shell.cli.report import report_run
         from shell.recipes.preferences import (
             MAY_DIFFER,
             WHY_NOT,
@@ -94,7 +95,9 @@ class DPO:
             with engine(self.base_url, model=self.model.model, say=console.print) as address:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(self, console=console, address=address, loaded=loaded, folder=folder)
-                return asyncio.run(run)
+                status = asyncio.run(run)
+            report_run(self.run_dir, console)
+            return status
 
     @property
     def config(self) -> DPOConfig:

@@ -13,6 +13,7 @@ from shell.cli.distill import Distill
 from shell.cli.dpo import DPO
 from shell.cli.models import Models
 from shell.cli.replay import Replay
+from shell.cli.report import Report
 from shell.cli.rl import RL
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Models, tyro.conf.subcommand("models")]
 )

@@ -97,6 +97,7 @@ class RL:
         from rich.console import Console
 
         from shell.cli.options import engine
+        from shell.cli.report import report_run
         from shell.recipes.rl.recipes import MAY_DIFFER, WHY_NOT, run_description
         from shell.recipes.rl.workers import Workers
         from shell.stores import open_run_folder
@@ -119,7 +120,9 @@ class RL:
             with engine(self.base_url, model=self.model.model, say=console.print) as address:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(config, data, console=console, address=address, folder=folder)
-                return asyncio.run(run)
+                status = asyncio.run(run)
+            report_run(self.run_dir, console)
+            return status
 
     @property
     def choice(self) -> "RLChoice":

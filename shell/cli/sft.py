@@ -63,6 +63,7 @@ class SFT:
         from rich.console import Console
 
         from shell.cli.options import engine
+        from shell.cli.report import report_run
         from shell.recipes.chat_sft import MAY_DIFFER, WHY_NOT, run_description
         from shell.stores import open_run_folder
 
@@ -88,7 +89,9 @@ class SFT:
                     loaded=loaded,
                     folder=folder,
                 )
-                return asyncio.run(run)
+                status = asyncio.run(run)
+            report_run(self.run_dir, console)
+            return status
 
     @property
     def config(self) -> SFTConfig:

@@ -2,6 +2,7 @@
 
 from shell.stores.checkpoints import RunCheckpoint as RunCheckpoint
 from shell.stores.checkpoints import RunCheckpoints as RunCheckpoints
+from shell.stores.code_state import CodeFile as CodeFile
 from shell.stores.metrics import MetricsFile as MetricsFile
 from shell.stores.rollouts import BatchesFile as BatchesFile
 from shell.stores.rollouts import RolloutHead as RolloutHead

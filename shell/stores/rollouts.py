@@ -4,7 +4,7 @@ A group's episodes are written when they are done, and so before they are traine
 killed finds them there when it continues.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -56,24 +56,29 @@ class RolloutsFile:
         """
         append_lines(self.path, map(record_to_json, records), what="the rollouts")
 
-    def records(self, *, step: int | None = None) -> Iterator[RolloutRecord]:
-        """The records in the order of writing, of one step or of all.
+    def records(
+        self, *, step: int | None = None, steps: Container[int] | None = None
+    ) -> Iterator[RolloutRecord]:
+        """The records in the order of writing, of one step, of some or of all.
 
         Raises:
             DataError: the file is damaged elsewhere than at its end; says in which line.
         """
+        wanted = steps if step is None else (step,)
         for lines in self._groups():
-            if step is None or _head(lines[0]).step == step:
+            if wanted is None or _head(lines[0]).step in wanted:
                 for line in lines:
                     yield parsed(self.path, line, record_from_json)
 
-    def groups(self, *, step: int | None = None) -> Iterator[RecordedGroup]:
-        """The groups in the order of writing, of one step or of all.
+    def groups(
+        self, *, step: int | None = None, steps: Container[int] | None = None
+    ) -> Iterator[RecordedGroup]:
+        """The groups in the order of writing, of one step, of some or of all.
 
         Raises:
             DataError: as `records`.
         """
-        return groups_of(self.records(step=step))
+        return groups_of(self.records(step=step, steps=steps))
 
     def steps(self) -> tuple[int, ...]:
         """The steps that groups were recorded for, in ascending order.

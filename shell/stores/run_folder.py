@@ -10,6 +10,7 @@ import filelock
 
 from cookbook_fx.errors import ConfigurationError, DataError
 from shell.stores.checkpoints import RunCheckpoints
+from shell.stores.code_state import CODE, CodeFile
 from shell.stores.files import storing, write_atomically
 from shell.stores.metrics import MetricsFile
 from shell.stores.rollouts import BatchesFile, RolloutsFile
@@ -23,8 +24,8 @@ BATCHES = "batches.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """What a run writes: `config.json`, `metrics.jsonl`, `checkpoints/` and, in reinforcement
-    learning, `rollouts.jsonl` and `batches.jsonl`.
+    """What a run writes: `config.json`, `code.json`, `metrics.jsonl`, `checkpoints/` and, in
+    reinforcement learning, `rollouts.jsonl` and `batches.jsonl`.
 
     Args:
         path: the folder.
@@ -54,6 +55,7 @@ def open_run_folder(
     A new folder gets `config.json`, written once. An existing one must hold the same
     configuration, but for the sections that change nothing about the result. A folder in which
     no step was done yet belongs to no run: what was started by mistake can be started anew.
+    Unless the run is finished, `code.json` notes the repository of the working directory.
 
     Args:
         path: the folder; made if need be.
@@ -64,7 +66,7 @@ def open_run_folder(
     Raises:
         ConfigurationError: the folder belongs to another run or is no run folder, or another
             process is using it.
-        DataError: its `config.json` is damaged.
+        DataError: its `config.json` or `code.json` is damaged.
         StorageError: it cannot be written.
     """
     with storing(path, what="the run folder"):
@@ -72,7 +74,8 @@ def open_run_folder(
     lock = filelock.FileLock(path / ".lock")
     with storing(path, what="the run folder's lock"):
         try:
-            lock.acquire(timeout=0)
+            # Someone may be looking whether the run is under way.
+            lock.acquire(timeout=0.2)
         except filelock.Timeout as error:
             raise ConfigurationError(
                 f"another process is running in {path}; wait for it, stop it, or choose another "
@@ -81,6 +84,9 @@ def open_run_folder(
     try:
         _claim(path, config, may_differ=may_differ, reasons=reasons or {})
         with RunCheckpoints(path / "checkpoints") as checkpoints:
+            latest = checkpoints.latest()
+            if latest is None or not latest.final:
+                CodeFile(path=path / CODE).record(Path.cwd())
             yield RunFolder(
                 path=path,
                 metrics=MetricsFile(path=path / "metrics.jsonl"),
@@ -90,6 +96,19 @@ def open_run_folder(
             )
     finally:
         lock.release()
+
+
+def is_running(path: Path) -> bool:
+    """Whether a process has the run folder open, for no longer than it takes to look."""
+    if not (path / ".lock").exists():
+        return False
+    lock = filelock.FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def _claim(
