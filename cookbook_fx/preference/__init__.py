@@ -38,3 +38,7 @@ from cookbook_fx.preference.renderer import ComparisonRenderer as ComparisonRend
 from cookbook_fx.preference.renderer import (
     ComparisonRendererFromChatRenderer as ComparisonRendererFromChatRenderer,
 )
+from cookbook_fx.preference.tournament import Match as Match
+from cookbook_fx.preference.tournament import TournamentPattern as TournamentPattern
+from cookbook_fx.preference.tournament import matchups as matchups
+from cookbook_fx.preference.tournament import win_minus_loss as win_minus_loss
