@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cookbook_fx.tokens import Tokenizer
     from shell.cli.options import Address
     from shell.clients import Service
-    from shell.recipes.distillation.recipe import DistillationChoice, LessonPrompts
+    from shell.recipes.distillation.recipe import DistillationChoice
+    from shell.recipes.prompts import PromptSplit
     from shell.stores import RunCheckpoint, RunFolder
     from shell.training.distillation import DistillationData
     from shell.training.rl_config import RLConfig
@@ -134,7 +135,7 @@ class _Loaded:
     tokenizer: "Tokenizer"
 
 
-def _load(command: Distill, prompts: "Sequence[LessonPrompts]", console: "Console") -> _Loaded:
+def _load(command: Distill, prompts: "Sequence[PromptSplit]", console: "Console") -> _Loaded:
     """Finds the student's tokenizer and makes the prompts ready, saying what is done."""
     from cookbook_fx.renderers import get_renderer
     from shell.cli.options import warn_of_renderer

@@ -17,6 +17,7 @@ from shell.recipes.rl.config import (
     Pace,
     ReasoningGym,
     Sampling,
+    Shorter,
 )
 from shell.training import Adam, ModelChoice, RLCadence, Schedule
 
@@ -41,6 +42,7 @@ Recipe = (
     | Annotated[GuessNumber, tyro.conf.subcommand("guess-number")]
     | Annotated[Math, tyro.conf.subcommand("math")]
     | Annotated[ReasoningGym, tyro.conf.subcommand("reasoning-gym")]
+    | Annotated[Shorter, tyro.conf.subcommand("shorter")]
 )
 
 

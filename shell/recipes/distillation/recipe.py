@@ -1,13 +1,8 @@
 """From what was chosen to what the loop takes: prompts, teachers, the run's description."""
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
-from pathlib import Path
-from typing import NamedTuple
 
 from cookbook_fx.distillation import check_same_vocabulary, teaching_objective
 from cookbook_fx.errors import ConfigurationError
@@ -15,9 +10,10 @@ from cookbook_fx.renderers import Renderer
 from cookbook_fx.tokens import Tokenizer
 from shell.clients import Sampler, Service
 from shell.evaluation import TeacherKLEvaluator
-from shell.hub import canonical_name, load_prompts, load_tokenizer, resolve_model
-from shell.recipes.chat_sft import chosen_renderer, split_off
+from shell.hub import canonical_name, load_tokenizer, resolve_model
+from shell.recipes.chat_sft import chosen_renderer
 from shell.recipes.distillation.config import Lessons, Teaching
+from shell.recipes.prompts import STARTER, PromptSplit, prompts_digest, read_prompts
 from shell.recipes.rl.config import Pace
 from shell.recipes.rl.recipes import loss_settings
 from shell.rollouts import (
@@ -40,8 +36,6 @@ from shell.training.rl_config import RLConfig
 
 MAY_DIFFER = ("cadence", "lessons.eval_data", "lessons.num_test", "lessons.eval_prompts_sha256")
 WHY_NOT = {"schedule.max_steps": "the learning rate of every step depends on how many there are"}
-
-STARTER = "starter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +63,7 @@ class DistillationChoice:
     seed: int = 0
 
 
-class LessonPrompts(NamedTuple):
-    """The prompts of one teacher, some of them held out."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-
-def read_lessons(choice: DistillationChoice) -> tuple[LessonPrompts, ...]:
+def read_lessons(choice: DistillationChoice) -> tuple[PromptSplit, ...]:
     """Reads every teacher's prompts.
 
     Raises:
@@ -92,24 +79,9 @@ def read_lessons(choice: DistillationChoice) -> tuple[LessonPrompts, ...]:
     sources = lessons.data or (STARTER,) * len(lessons.teacher)
     tests: Sequence[str | None] = lessons.eval_data or (None,) * len(lessons.teacher)
     return tuple(
-        _prompts(source, test, num_test=lessons.num_test, seed=choice.seed)
+        read_prompts(source, test=test, num_test=lessons.num_test, seed=choice.seed)
         for source, test in zip(sources, tests, strict=True)
     )
-
-
-def _prompts(source: str, test: str | None, *, num_test: int, seed: int) -> LessonPrompts:
-    train = _read(source, "train.jsonl")
-    if not num_test:
-        return LessonPrompts(train, ())
-    if test is not None or source == STARTER:
-        return LessonPrompts(train, _read(test or STARTER, "heldout.jsonl")[:num_test])
-    return LessonPrompts(*split_off(train, num_test, seed=seed))
-
-
-def _read(source: str, starter_file: str) -> tuple[str, ...]:
-    if source == STARTER:
-        source = str(Path(str(resources.files("shell.recipes") / "starter")) / starter_file)
-    return load_prompts(source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,7 +97,7 @@ class _GivenPrompts(RLDatasetBuilder):
 
 async def lesson_data(
     choice: DistillationChoice,
-    prompts: Sequence[LessonPrompts],
+    prompts: Sequence[PromptSplit],
     *,
     renderer: Renderer,
     tokenizer: Tokenizer,
@@ -261,7 +233,7 @@ def _check_vocabulary(teacher: Sampler, student: str, tokenizer: Tokenizer) -> N
 
 
 def run_description(
-    choice: DistillationChoice, prompts: Sequence[LessonPrompts], *, base_url: str | None
+    choice: DistillationChoice, prompts: Sequence[PromptSplit], *, base_url: str | None
 ) -> dict[str, JSON]:
     """Everything that decides the result of a run, for its `config.json`.
 
@@ -279,12 +251,8 @@ def run_description(
         **described,
         "lessons": {
             **described["lessons"],
-            "prompts_sha256": _digest([found.train for found in prompts]),
-            "eval_prompts_sha256": _digest([found.test for found in prompts]),
+            "prompts_sha256": prompts_digest([found.train for found in prompts]),
+            "eval_prompts_sha256": prompts_digest([found.test for found in prompts]),
         },
         "model": asdict(model),
     }
-
-
-def _digest(prompts: Sequence[Sequence[str]]) -> str:
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()

@@ -163,6 +163,27 @@ class ReasoningGym:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shorter:
+    """Answer in fewer words: of two answers to a prompt the shorter one wins, if it ends well.
+
+    Args:
+        groups: how many answers to how many prompts a step learns from.
+        max_tokens: the longest answer, in tokens; what is cut off there loses a point.
+        data: prompts: a JSONL file, each line {"prompt": ...} or a conversation, or a data set on
+            the Hugging Face hub; None is the questions of the starter conversations.
+        num_test: prompts to measure the length of answers on.
+    """
+
+    groups: Groups = field(default_factory=lambda: Groups(group_size=8))
+    max_tokens: int = 96
+    data: str | None = None
+    num_test: int = 16
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, "num_test", self.num_test)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
     """What a step learns from its groups, and how.
 

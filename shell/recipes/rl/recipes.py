@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.renderers import Renderer
@@ -20,10 +21,12 @@ from shell.recipes.rl.config import (
     Pace,
     ReasoningGym,
     Sampling,
+    Shorter,
 )
 from shell.recipes.rl.guess_number import GuessNumberDatasetBuilder
 from shell.recipes.rl.math_problems import MathDatasetBuilder, problem_sources
 from shell.recipes.rl.reasoning_gym_tasks import ReasoningGymDatasetBuilder
+from shell.recipes.rl.shorter import ShorterDatasetBuilder
 from shell.recipes.rl.workers import Workers
 from shell.rollouts import (
     FailFast,
@@ -57,7 +60,7 @@ MAY_DIFFER = (
 )
 WHY_NOT = {"schedule.max_steps": "the learning rate of every step depends on how many there are"}
 
-Recipe = Arithmetic | GuessNumber | Math | ReasoningGym
+Recipe = Arithmetic | GuessNumber | Math | ReasoningGym | Shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,8 @@ def dataset_builder(recipe: Recipe, *, renderer: Renderer, workers: Workers) -> 
             return MathDatasetBuilder(choice=recipe, renderer=renderer, workers=workers)
         case ReasoningGym():
             return ReasoningGymDatasetBuilder(choice=recipe, renderer=renderer, workers=workers)
+        case Shorter():
+            return ShorterDatasetBuilder(choice=recipe, renderer=renderer)
 
 
 def rl_config(choice: RLChoice, *, context_window: int | None) -> RLConfig:
@@ -206,6 +211,10 @@ def _described(recipe: Recipe) -> dict[str, JSON]:
             file = None if source is None else source.file
             described[name] = None if source is None else source.name
             described[f"{name}_sha256"] = None if file is None else file_digest(file)
+    if isinstance(recipe, Shorter):
+        file = None if recipe.data is None else Path(recipe.data).expanduser()
+        is_file = file is not None and file.is_file()
+        described["data_sha256"] = file_digest(file) if file is not None and is_file else None
     return described
 
 
@@ -219,6 +228,7 @@ RECIPE_NAMES = {
     GuessNumber: "guess-number",
     Math: "math",
     ReasoningGym: "reasoning-gym",
+    Shorter: "shorter",
 }
 
 
