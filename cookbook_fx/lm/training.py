@@ -145,6 +145,7 @@ def forward_backward(
     datums: Sequence[Datum],
     *,
     loss: LossSpec,
+    between: Callable[[], object] | None = None,
 ) -> tuple[LoRA, LossOutput]:
     """Adds the gradient of the summed loss of datums to `gradients`.
 
@@ -156,6 +157,7 @@ def forward_backward(
         gradients: accumulated so far; None for none. Not changed.
         datums: any lengths; packed into micro-batches.
         loss: by name.
+        between: called after each micro-batch, so that a long call does not keep others waiting.
 
     Raises:
         DataError: as for `forward`.
@@ -169,6 +171,8 @@ def forward_backward(
         )
         rows.put(logprobs, np.asarray(result[0]))
         rows.put(losses, np.asarray(result[1]))
+        if between is not None:
+            between()
     return gradients, _loss_output(datums, losses, logprobs)
 
 

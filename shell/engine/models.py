@@ -7,6 +7,7 @@ the gradients that made a step fail are dropped: keeping them would fail every l
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cookbook_fx.errors import ConfigurationError, DataError
@@ -68,11 +69,20 @@ Result = LossOutput | OptimReport | Checkpoint | Snapshot | Loaded
 
 
 class Models:
-    """All models of an engine by id; used from the compute thread only."""
+    """All models of an engine by id; used from the compute thread only.
 
-    def __init__(self, base: LMWeights, store: CheckpointStore) -> None:
+    Args:
+        base: the base model.
+        store: where states are saved.
+        between: called now and then in the middle of a long operation.
+    """
+
+    def __init__(
+        self, base: LMWeights, store: CheckpointStore, *, between: Callable[[], object]
+    ) -> None:
         self._base = base
         self._store = store
+        self._between = between
         self._models: dict[str, Model] = {}
 
     def create(self, model_id: str, lora: LoRAConfig) -> None:
@@ -109,7 +119,9 @@ class Models:
                     self._base, model.state.adapter, operation.datums, loss=operation.loss
                 )
             case ForwardBackward():
-                self._models[model_id], output = _accumulate(self._base, model, operation)
+                self._models[model_id], output = _accumulate(
+                    self._base, model, operation, between=self._between
+                )
                 return output
             case OptimStep(adam=adam):
                 # Gone before the attempt: see the module's docstring.
@@ -159,10 +171,15 @@ class Models:
 
 
 def _accumulate(
-    base: LMWeights, model: Model, operation: ForwardBackward
+    base: LMWeights, model: Model, operation: ForwardBackward, *, between: Callable[[], object]
 ) -> tuple[Model, LossOutput]:
     gradients, output = forward_backward(
-        base, model.state.adapter, model.gradients, operation.datums, loss=operation.loss
+        base,
+        model.state.adapter,
+        model.gradients,
+        operation.datums,
+        loss=operation.loss,
+        between=between,
     )
     if not math.isfinite(output.loss_sum):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Samples for many callers, decoded together. Compute thread only.
+"""Samples for many callers, decoded together. Compute thread only, but for `submit`.
 
 Requests wait in one queue and enter in the order they came. All that run on the same weights are
 decoded as one batch, which others join and leave between chunks of steps; requests on different
@@ -7,6 +7,7 @@ weights take turns, chunk by chunk.
 
 import itertools
 import logging
+import queue
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
@@ -106,10 +107,15 @@ class SamplingPool:
         self._base = base
         self._decode = decode
         self._end_tokens = end_tokens
+        self._inbox: queue.SimpleQueue[Sequence[SampleWork]] = queue.SimpleQueue()
         self._waiting: deque[_Waiting] = deque()
         self._jobs: dict[Hashable, _Job] = {}
         self._batches: OrderedDict[str, _Batch] = OrderedDict()
         self._ids = itertools.count()
+
+    def submit(self, works: Sequence[SampleWork]) -> None:
+        """Hands in requests, from any thread; they enter the queue with the next `advance`."""
+        self._inbox.put(works)
 
     def admit(self, works: Sequence[SampleWork]) -> None:
         """Puts requests into the queue; what is wrong with one fails that one alone."""
@@ -125,6 +131,8 @@ class SamplingPool:
 
     def advance(self) -> bool:
         """Decodes one chunk of one batch; whether there is more to do."""
+        while not self._inbox.empty():
+            self.admit(self._inbox.get())
         try:
             self._fill()
             for key, batch in self._batches.items():

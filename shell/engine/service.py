@@ -125,8 +125,8 @@ class Service:
         self.limits = limits
         self.sessions = Sessions()
         self.futures = FutureTable()
-        self._models = Models(base.weights, store)
         self._pool = SamplingPool(base.weights, base.decode, end_tokens=base.end_tokens)
+        self._models = Models(base.weights, store, between=self._pool.advance)
         self._worker = ComputeWorker(self._pool.advance)
         self._loop = asyncio.get_running_loop()
         self._gathered: list[SampleWork] = []
@@ -403,7 +403,9 @@ class Service:
 
     def _dispatch_samples(self) -> None:
         works, self._gathered = self._gathered, []
-        self._worker.submit(lambda: self._pool.admit(works))
+        self._pool.submit(works)
+        # Wakes the compute thread, if it has nothing to do.
+        self._worker.submit(lambda: None)
 
     def _settle_sample(
         self, request_id: str, samples: int, future: "Future[SampledPrompt]"

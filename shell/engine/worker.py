@@ -1,7 +1,8 @@
 """The one thread that computes.
 
 Jobs run one at a time in the order submitted. Between two jobs runs one slice of whatever goes on
-in the background (decoding), so that a long queue of either kind never starves the other.
+in the background (decoding), so that a long queue of either kind never starves the other. A long
+job may run such slices itself.
 """
 
 import queue

@@ -9,15 +9,20 @@ import pytest
 import tinker
 from hypothesis import given
 
+from cookbook_fx.data import Datum
 from cookbook_fx.lm import (
     LMConfig,
     LoRAConfig,
+    LossSpec,
+    forward_backward,
     init_lora,
     random_tensors,
     weights_from_tensors,
 )
 from shell.engine import sampling
-from shell.engine.requests import SamplePrompt
+from shell.engine.checkpoints import CheckpointStore
+from shell.engine.models import Models
+from shell.engine.requests import ForwardBackward, SamplePrompt
 from shell.engine.sampling import SampleWork, SamplingPool, stop_string_end
 from shell.engine.sessions import SamplerWeights
 
@@ -261,6 +266,28 @@ def test_a_bug_in_sampling_fails_what_is_under_way_and_nothing_after(monkeypatch
             failing.future.result(timeout=0)
     [[sample], _] = run(pool, work(weights))
     assert len(sample.tokens) == 3
+
+
+def test_a_sample_is_drawn_between_the_micro_batches_of_a_training_step(tmp_path):
+    base = random_model()
+    pool = SamplingPool(base, str, end_tokens=())
+    store = CheckpointStore(tmp_path, config=base.config, base_model="tiny")
+    models = Models(base, store, between=pool.advance)
+    models.create("model", LoRAConfig(rank=2))
+    ids = np.arange(60, dtype=np.int32) % 23
+    datums = tuple(Datum(tokens=ids, target_tokens=np.roll(ids, -1 - i)) for i in range(40))
+    asked = work(SamplerWeights(key="base", load=lambda: None))
+    pool.submit([asked])
+
+    loss = LossSpec(name="cross_entropy")
+    operation = ForwardBackward(datums=datums, loss=loss, forward_only=False)
+    trained = models.perform("model", operation)
+
+    assert len(asked.future.result(timeout=0).samples[0].tokens) == 3
+    _, alone = forward_backward(
+        base, init_lora(base.config, LoRAConfig(rank=2)), None, datums, loss=loss
+    )
+    assert trained.loss_sum == alone.loss_sum
 
 
 def test_several_samplers_at_once_each_answer_from_their_own_weights(new_model, batch, fit, base):
