@@ -1,0 +1,133 @@
+"""`cookbook-fx rlhf`: conversations, a model of preferences, reinforcement by its opinion."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from shell.cli.options import BaseURL
+from shell.recipes.rlhf.config import RLHFChoice, Stages
+from shell.training import Adam, ModelChoice
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from shell.cli.options import Address
+    from shell.recipes.rlhf.pipeline import RLHFResult
+    from shell.training.events import Observer
+
+_INTERRUPTED = 130
+_TITLES = {
+    "sft": "Stage 1: fine-tuning on conversations",
+    "reward": "Stage 2: a model of preferences",
+    "rl": "Stage 3: reinforcement by its opinion",
+}
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True, kw_only=True)
+class RLHF:
+    """Train a model on preferences in three stages: SFT, reward model, reinforcement.
+
+    Without options: fetches a small chat model, has a copy of it learn which of two answers is
+    preferred, lets the model's own answers compete before that judge, and counts how often the
+    outcome wins against the beginning by a rule that neither learned from: the shorter answer. The
+    same command again continues what was interrupted, in the stage that it was in.
+
+    For example
+    $ cookbook-fx rlhf
+    $ cookbook-fx rlhf --sft-steps 30 --run-dir runs/cook
+    $ cookbook-fx rlhf --preferences mine.jsonl --prompts questions.jsonl --run-dir runs/mine
+
+    Args:
+        stages: what each learns from, how long and how fast.
+        model: what is trained.
+        adam: the optimizer, AdamW.
+        base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
+            in this process.
+        run_dir: the folder the run leaves; in it one for each stage.
+        seed: of the initial LoRA weights, of the data's order and of what is sampled.
+    """
+
+    stages: Stages = field(default_factory=Stages)
+    model: ModelChoice = field(default_factory=ModelChoice)
+    adam: Adam = field(default_factory=Adam)
+    base_url: BaseURL = None
+    run_dir: Path = Path("runs/rlhf")
+    seed: int = 0
+
+    def run(self) -> int:
+        """Does the stages that are left; 0 when finished, 130 when interrupted."""
+        from rich.console import Console
+
+        from shell.cli.options import engine
+        from shell.recipes.rlhf.pipeline import run_description
+        from shell.stores import open_run_folder
+
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        description = run_description(self.choice, base_url=self.base_url)
+        with open_run_folder(self.run_dir, config=description):
+            console.print(f"Run folder: {self.run_dir}")
+            with engine(self.base_url, model=self.model.model, say=console.print) as address:
+                console.print(f"Engine: {address.base_url}")
+                return asyncio.run(_train(self, console=console, address=address))
+
+    @property
+    def choice(self) -> RLHFChoice:
+        """What is chosen about the run, wherever it is done."""
+        return RLHFChoice(stages=self.stages, model=self.model, adam=self.adam, seed=self.seed)
+
+
+async def _train(command: RLHF, *, console: "Console", address: "Address") -> int:
+    """Does the stages, and shows what came of them."""
+    from cookbook_fx.renderers import get_renderer
+    from shell.cli.interrupts import stop_on_signal
+    from shell.cli.progress import Watcher
+    from shell.clients import connect
+    from shell.hub import load_tokenizer, resolve_model
+    from shell.hub.weights import context_length
+    from shell.recipes.chat_sft import chosen_renderer
+    from shell.recipes.rlhf.pipeline import RLHFRun
+
+    def watched(stage: str) -> "Iterator[Observer]":
+        console.print(f"\n{_TITLES[stage]}", style="bold")
+        with Watcher(console) as watcher:
+            yield watcher
+
+    source = resolve_model(command.model.model, with_weights=command.base_url is None)
+    tokenizer = load_tokenizer(source.directory)
+    message = "Stopping: finishing the step under way and saving. Ctrl-C again quits at once."
+    with stop_on_signal(message=message) as stop:
+        async with connect(base_url=address.base_url, api_key=address.api_key) as service:
+            run = RLHFRun(
+                choice=command.choice,
+                service=service,
+                renderer=get_renderer(chosen_renderer(command.model), tokenizer),
+                tokenizer=tokenizer,
+                context_length=context_length(source.directory),
+                folder=command.run_dir,
+                watched=watched,
+                stop=stop,
+            )
+            result = await run.go()
+    if result is None:
+        console.print("Stopped. The same command continues this run.")
+        return _INTERRUPTED
+    _print_results(console, result)
+    return 0
+
+
+def _print_results(console: "Console", result: "RLHFResult") -> None:
+    matches = result.matches
+    console.print(
+        f"\nAgainst the model it began as, on {sum(matches)} held-out prompts, judged by length: "
+        f"{matches.wins} won, {matches.losses} lost, {matches.ties} tied ({matches.win_rate:.0%})"
+    )
+    console.print(f"Reward model: {result.reward_model.sampler_path}")
+    console.print(f"Trained model: {result.policy.sampler_path}")
+    console.print(
+        f'Ask it: cookbook-fx sample --checkpoint {result.policy.sampler_path} "Who are you?"'
+    )

@@ -1,0 +1,1 @@
+"""Three stages: conversations, a model of preferences, and reinforcement by its opinion."""
