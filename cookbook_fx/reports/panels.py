@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 _LARGEST = 1e300
+_NUMBERS = (int, float)
 
 Scalar = bool | int | float | str | None
 Row = Mapping[str, Scalar]
@@ -49,17 +50,29 @@ class Panel:
     lines: tuple[Line, ...]
 
 
-def curve(rows: Iterable[Row], name: str) -> Curve:
-    """The measurements under one name; rows without a finite number there are passed over.
+def curves(rows: Iterable[Row]) -> dict[str, Curve]:
+    """The measurements under each name, as the names first come.
+
+    What is no finite number is passed over.
 
     Example:
-        >>> found = curve([{"step": 0, "loss": 2.5}, {"step": 1, "loss": None}], "loss")
-        >>> found.steps.tolist(), found.values.tolist()
-        ([0.0], [2.5])
+        >>> found = curves([{"step": 0, "loss": 2.5}, {"step": 1, "loss": None, "why": "nan"}])
+        >>> {name: (curve.steps.tolist(), curve.values.tolist()) for name, curve in found.items()}
+        {'loss': ([0.0], [2.5])}
     """
-    points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
-    steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return Curve(steps, values)
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        step = row["step"]
+        for name, value in row.items():
+            # Not bool, which is an int; and nothing with which sums overflow.
+            if type(value) in _NUMBERS and name != "step" and abs(value) <= _LARGEST:  # type: ignore[arg-type]
+                steps, values = points.setdefault(name, ([], []))
+                steps.append(step)  # type: ignore[arg-type]
+                values.append(value)  # type: ignore[arg-type]
+    return {
+        name: Curve(np.array(steps, np.float64), np.array(values, np.float64))
+        for name, (steps, values) in points.items()
+    }
 
 
 def thinned(points: Curve, *, limit: int = 600) -> Curve:
@@ -94,64 +107,54 @@ def smoothed(values: Float[np.ndarray, " point"], *, window: int) -> Float[np.nd
     return means
 
 
-def panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
-    """What a run's rows are drawn as: the panels that there are numbers for, the first ones first.
+def panels(found: Mapping[str, Curve]) -> tuple[Panel, ...]:
+    """What a run's curves are drawn as: the panels that there are curves for, the first ones first.
 
     Example:
-        >>> [panel.title for panel in panels([{"step": 0, "train_mean_nll": 3.0, "optim/lr": 0.1}])]
+        >>> found = curves([{"step": 0, "train_mean_nll": 3.0, "optim/lr": 0.1}])
+        >>> [panel.title for panel in panels(found)]
         ['Loss (nats/token)', 'Learning rate']
     """
-    names = metric_names(rows)
-    found = [_panel(rule, names, rows) for rule in (*_RULES, *_environment_rules(names))]
-    return tuple(panel for panel in found if panel is not None and not _is_uneventful(panel))
+    made = [_panel(rule, found) for rule in (*_RULES, *_environment_rules(found))]
+    return tuple(panel for panel in made if panel is not None and not _is_uneventful(panel))
 
 
-def metric_names(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names under which any row has a finite number, as they first come."""
-    return tuple(
-        dict.fromkeys(
-            name
-            for row in rows
-            for name, value in row.items()
-            if name != "step" and _is_number(value)
-        )
-    )
-
-
-def phases(rows: Sequence[Row]) -> dict[str, Curve]:
+def phases(found: Mapping[str, Curve]) -> dict[str, Curve]:
     """Seconds of each step by what they were spent on; what no part accounts for is `other`.
 
     Parts that overlap, so that together they are more than the whole, leave nothing for it.
 
     Example:
         >>> row = {"step": 0, "time/total": 5.0, "time/training": 3.0}
-        >>> {name: part.values.tolist() for name, part in phases([row]).items()}
+        >>> {name: part.values.tolist() for name, part in phases(curves([row])).items()}
         {'training': [3.0], 'other': [2.0]}
     """
-    timed = [row for row in rows if _is_number(row.get("time/total"))]
-    # Of each group's sampling, which goes on beside the others', the step's wait is the part.
-    parts = [
-        name
-        for name in metric_names(timed)
-        if name.startswith("time/")
-        and name != "time/total"
-        and not name.startswith("time/sampling_time")
-    ]
-    total = curve(timed, "time/total")
-    table = {
-        name.removeprefix("time/"): np.array(
-            [row[name] if _is_number(row.get(name)) else 0.0 for row in timed], np.float64
-        )
-        for name in parts
+    total = found.get(_TOTAL)
+    if total is None:
+        return {}
+    parts = {
+        name.removeprefix("time/"): _at(total.steps, part)
+        for name, part in found.items()
+        # Each group's sampling goes on beside the others'; the step's wait for them is the part.
+        if name.startswith("time/") and name != _TOTAL and not name.startswith("time/sampling_time")
     }
-    rest = np.maximum(0.0, total.values - sum(table.values(), np.zeros_like(total.values)))
-    if not table or rest.sum() > _MENTIONED * total.values.sum():
-        table["other"] = rest
-    return {name: Curve(total.steps, values) for name, values in table.items()}
+    rest = np.maximum(0.0, total.values - sum(parts.values(), np.zeros_like(total.values)))
+    if not parts or rest.sum() > _MENTIONED * total.values.sum():
+        parts["other"] = rest
+    return {name: Curve(total.steps, values) for name, values in parts.items()}
 
 
+_TOTAL = "time/total"
 # The share of the time from which on it is said that it went elsewhere.
 _MENTIONED = 0.01
+
+
+def _at(steps: Float[np.ndarray, " step"], part: Curve) -> Float[np.ndarray, " step"]:
+    """The values of a curve at some steps, 0 where it has none."""
+    values = np.zeros_like(steps)
+    is_asked = np.isin(part.steps, steps)
+    values[np.searchsorted(steps, part.steps[is_asked])] = part.values[is_asked]
+    return values
 
 
 class Progress(NamedTuple):
@@ -168,39 +171,40 @@ class Progress(NamedTuple):
     seconds_left: float | None = None
 
 
-def progress(rows: Sequence[Row]) -> Progress:
-    """How far a run is by its rows.
+def progress(found: Mapping[str, Curve]) -> Progress:
+    """How far a run is by its curves.
 
-    A row is of a step that was done, but for the one behind the last step, which is known by having
-    no time.
+    A step that was done has a time; what is measured behind the last step has none.
 
     Example:
-        >>> rows = [{"step": 0, "time/total": 2.0, "progress/done_frac": 0.25}]
-        >>> progress(rows)
+        >>> progress(curves([{"step": 0, "time/total": 2.0, "progress/done_frac": 0.25}]))
         Progress(steps=1, total=4, seconds_left=6.0)
     """
-    seconds = curve(rows, "time/total")
-    if not len(seconds.steps):
-        return Progress(int(rows[-1]["step"]) if rows else 0)  # type: ignore[arg-type]
-    steps = int(seconds.steps[-1]) + 1
-    timed = [row for row in rows if _is_number(row.get("time/total"))]
-    total = next(filter(None, (_total(timed, steps, name) for name in _PROGRESS)), None)
+    seconds = found.get(_TOTAL)
+    if seconds is None:
+        return Progress(0)
+    last = seconds.steps[-1]
+    steps = int(last) + 1
+    total = next(filter(None, (_total(found, name, last=last) for name in _DONE_BEHIND)), None)
     pace = float(seconds.values[-_RECENT:].mean())
     return Progress(steps, total, None if total is None else pace * max(0, total - steps))
 
 
-# The share of the run that is done: after the step, and before it.
-_PROGRESS = ("progress/done_frac", "progress")
+# The share of the run that is done, and how far behind the row's step that is.
+_DONE_BEHIND = {"progress/done_frac": 1, "progress": 0}
 _RECENT = 20
 
 
-def _total(rows: Sequence[Row], steps: int, name: str) -> int | None:
-    share = curve(rows, name)
-    is_known = len(share.steps) > 0 and share.values[-1] > 0
-    if not is_known:
+def _total(found: Mapping[str, Curve], name: str, *, last: float) -> int | None:
+    share = found.get(name)
+    if share is None:
         return None
-    done = share.steps[-1] + (1 if name == "progress/done_frac" else 0)
-    return max(steps, round(float(done / share.values[-1])))
+    # The latest is the most exact.
+    known = np.flatnonzero((share.steps <= last) & (share.values > 0))
+    if not known.size:
+        return None
+    done = share.steps[known[-1]] + _DONE_BEHIND[name]
+    return max(int(last) + 1, round(float(done / share.values[known[-1]])))
 
 
 def duration(seconds: float) -> str:
@@ -277,16 +281,16 @@ def _environment_rules(names: Iterable[str]) -> list[_Rule]:
     ]
 
 
-def _panel(rule: _Rule, names: Sequence[str], rows: Sequence[Row]) -> Panel | None:
-    trained = [name for name in names if re.fullmatch(rule.train, name)]
-    held_out = [name for name in names if rule.held_out and re.fullmatch(rule.held_out, name)]
+def _panel(rule: _Rule, found: Mapping[str, Curve]) -> Panel | None:
+    trained = [name for name in found if re.fullmatch(rule.train, name)]
+    held_out = [name for name in found if rule.held_out and re.fullmatch(rule.held_out, name)]
     if not trained and not held_out:
         return None
     lines = [
-        Line(label=label, curve=curve(rows, name))
+        Line(label=label, curve=found[name])
         for name, label in zip(trained, _labels(trained, alone="training"), strict=True)
     ] + [
-        Line(label=label, curve=curve(rows, name), is_held_out=True)
+        Line(label=label, curve=found[name], is_held_out=True)
         for name, label in zip(held_out, _labels(held_out, alone="held out"), strict=True)
     ]
     return Panel(title=rule.title, lines=tuple(lines))
@@ -307,10 +311,3 @@ def _labels(names: Sequence[str], *, alone: str) -> list[str]:
     while all(len(one) > 1 and one[-1] == parts[0][-1] for one in parts):
         parts = [one[:-1] for one in parts]
     return ["/".join(one) for one in parts]
-
-
-def _is_number(value: object) -> bool:
-    # Beyond it, sums overflow.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) <= _LARGEST

@@ -27,9 +27,8 @@ from cookbook_fx.reports.panels import (
     Line,
     Panel,
     Row,
-    curve,
+    curves,
     duration,
-    metric_names,
     panels,
     phases,
     progress,
@@ -140,10 +139,11 @@ def report_page(stories: Sequence[RunStory], *, bokeh: str) -> str:
     if not names or len(set(names)) < len(names):
         raise ConfigurationError(f"a report tells of runs with a name each, got {names}")
     shared = Shared()
-    common = panel_charts({story.name: panels(story.rows) for story in stories}, shared)
+    found = {story.name: curves(story.rows) for story in stories}
+    common = panel_charts({name: panels(of_run) for name, of_run in found.items()}, shared)
     if len(stories) > 1:
-        common += panel_charts({story.name: _pace(story) for story in stories}, shared)
-    own = [_own_charts(story, shared) for story in stories]
+        common += panel_charts({name: _pace(of_run) for name, of_run in found.items()}, shared)
+    own = [_own_charts(story, found[story.name], shared) for story in stories]
     script, places = drawn([*common, *(chart for charts in own for chart in charts)])
     figures = iter(
         map(_Figure, [*common, *(one for charts in own for one in charts)], map(Markup, places))
@@ -153,7 +153,7 @@ def report_page(stories: Sequence[RunStory], *, bokeh: str) -> str:
         style=Markup(STYLE + WEIGHTED_CSS),
         figures=[next(figures) for _ in common],
         runs=[
-            _shown(story, color, [next(figures) for _ in charts])
+            _shown(story, found[story.name], color, [next(figures) for _ in charts])
             for story, color, charts in zip(stories, _run_colors(len(stories)), own, strict=True)
         ],
         differing=[setting for setting in _settings(stories) if setting.differs],
@@ -179,34 +179,34 @@ def _run_colors(count: int) -> list[str]:
     return [COLORS[number % len(COLORS)] for number in range(count)]
 
 
-def _pace(story: RunStory) -> list[Panel]:
-    seconds = curve(story.rows, "time/total")
-    if not len(seconds.steps):
+def _pace(found: Mapping[str, Curve]) -> list[Panel]:
+    seconds = found.get("time/total")
+    if seconds is None:
         return []
     return [Panel(title="Seconds a step", lines=(Line(label="total", curve=seconds),))]
 
 
-def _own_charts(story: RunStory, shared: Shared) -> list[Chart]:
+def _own_charts(story: RunStory, found: Mapping[str, Curve], shared: Shared) -> list[Chart]:
     """What cannot be laid upon another run's."""
     charts = []
-    parts = phases(story.rows)
-    if any(len(part.steps) for part in parts.values()):
+    parts = phases(found)
+    if parts:
         charts.append(phases_chart(parts, shared))
     if story.rewards:
         charts.append(rewards_chart(story.rewards, shared))
     return charts
 
 
-def _shown(story: RunStory, color: str, figures: list[_Figure]) -> _Shown:
+def _shown(
+    story: RunStory, found: Mapping[str, Curve], color: str, figures: list[_Figure]
+) -> _Shown:
     start = story.starts[-1] if story.starts else None
     return _Shown(
         story=story,
         color=color,
-        tiles=list(_tiles(story.rows)),
+        tiles=list(_tiles(found)),
         figures=figures,
-        measurements=[
-            _measurement(name, curve(story.rows, name)) for name in metric_names(story.rows)
-        ],
+        measurements=[_measurement(name, points) for name, points in found.items()],
         colorings=list(
             dict.fromkeys(
                 coloring
@@ -240,12 +240,12 @@ _HEADLINES = (
 )
 
 
-def _tiles(rows: Sequence[Row]) -> Iterator[_Tile]:
-    if not rows:
+def _tiles(found: Mapping[str, Curve]) -> Iterator[_Tile]:
+    if not found:
         return
-    done = progress(rows)
+    done = progress(found)
     yield _Tile("steps", f"{done.steps}", f"of {done.total}" if done.total else "")
-    for panel in panels(rows):
+    for panel in panels(found):
         if panel.title in _HEADLINES:
             for line in panel.lines:
                 first, last = _ends(line)
@@ -253,15 +253,14 @@ def _tiles(rows: Sequence[Row]) -> Iterator[_Tile]:
                 is_said = line.label.replace(" ", "-") in what
                 label = what if is_said else f"{what}, {line.label}"
                 yield _Tile(label, _number(last), f"from {_number(first)}")
-    seconds = float(curve(rows, "time/total").values.sum())
-    if seconds:
-        yield _Tile("time", duration(seconds))
-    tokens = sum(curve(rows, name).values.sum() for name in ("num_tokens", "train/num_tokens"))
-    if tokens:
-        yield _Tile("tokens trained on", f"{tokens:,.0f}")
-    failed = float(curve(rows, "rollout_errors/total").values.sum())
-    if failed:
-        yield _Tile("failed episodes", f"{failed:,.0f}")
+    sums = {name: float(points.values.sum()) for name, points in found.items()}
+    if "time/total" in sums:
+        yield _Tile("time", duration(sums["time/total"]))
+    for name in ("num_tokens", "train/num_tokens"):
+        if name in sums:
+            yield _Tile("tokens trained on", f"{sums[name]:,.0f}")
+    if sums.get("rollout_errors/total"):
+        yield _Tile("failed episodes", f"{sums['rollout_errors/total']:,.0f}")
 
 
 def _ends(line: Line) -> tuple[float, float]:

@@ -9,7 +9,13 @@ from jaxtyping import Float, Float32, Int32
 from markupsafe import Markup
 
 from cookbook_fx.data import Datum
-from cookbook_fx.reports.colorized import format_html, format_html_pieces, tokens_and_weights
+from cookbook_fx.reports.colorized import (
+    TokenIds,
+    Weights,
+    format_html,
+    format_html_pieces,
+    tokens_and_weights,
+)
 from cookbook_fx.rl import TrajectoryGroup, trajectory_batch
 from cookbook_fx.rl.records import RecordedGroup
 from cookbook_fx.rl.replay import EpisodeIndex
@@ -56,6 +62,27 @@ class SampleColumn:
     samples: tuple[Sample, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShownText:
+    """Tokens of a run that are kept to be looked at.
+
+    Args:
+        title: when they were seen or said; texts of one title stand below each other.
+        heading: what stands above them, as text.
+        prompt: token ids of what they answer; none where they answer nothing.
+        tokens: token ids.
+        logprobs: of each token when it was sampled, where it was.
+        weights: of each token in training, where it is trained on.
+    """
+
+    title: str
+    heading: str = ""
+    prompt: TokenIds = ()
+    tokens: TokenIds
+    logprobs: Weights | None = None
+    weights: Weights | None = None
+
+
 class _Rows(NamedTuple):
     """The tokens of an episode, and what is known of each."""
 
@@ -72,6 +99,39 @@ def sampled_text(
     """Tokens colored by their log-probabilities: the redder, the less likely; 0 was not sampled."""
     shown = np.maximum(np.asarray(logprobs, np.float64), -_SURPRISE)
     return Markup(format_html(tokens, shown, tokenizer, largest=_SURPRISE))
+
+
+def text_columns(texts: Sequence[ShownText], tokenizer: Tokenizer) -> list[SampleColumn]:
+    """Texts as columns by their titles, in the order of the first of each.
+
+    Raises:
+        DataError: a token the tokenizer does not know, or not one number for each.
+    """
+    titles = dict.fromkeys(text.title for text in texts)
+    return [
+        SampleColumn(
+            title=title,
+            samples=tuple(_shown_text(text, tokenizer) for text in texts if text.title == title),
+        )
+        for title in titles
+    ]
+
+
+def _shown_text(text: ShownText, tokenizer: Tokenizer) -> Sample:
+    shown = slice(_MOST_TOKENS)
+    asked = np.asarray(text.prompt, np.int32)[-_MOST_TOKENS:]
+    read = Markup(format_html(asked, np.zeros(len(asked)), tokenizer)) if len(asked) else _NOTHING
+    colored = {}
+    if text.logprobs is not None:
+        said = sampled_text(text.tokens[shown], _finite(text.logprobs)[shown], tokenizer)
+        colored[LOG_PROBABILITY] = read + said
+    if text.weights is not None:
+        trained = format_html(text.tokens[shown], _finite(text.weights)[shown], tokenizer)
+        colored[WEIGHT] = read + Markup(trained)
+    left = len(text.tokens) - _MOST_TOKENS
+    return Sample(
+        heading=text.heading, colored=colored, note=f"{left} more tokens" if left > 0 else ""
+    )
 
 
 def sample_column(
@@ -180,7 +240,7 @@ def _rows(recorded: RecordedGroup, member: int, data: Sequence[Datum]) -> list[_
     ]
 
 
-def _finite(values: np.ndarray) -> Float[np.ndarray, " token"]:
+def _finite(values: Weights) -> Float[np.ndarray, " token"]:
     """What is not a number is shown as nothing, what is too large as large."""
     return np.nan_to_num(np.asarray(values, np.float32), nan=0.0)
 

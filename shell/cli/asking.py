@@ -1,13 +1,14 @@
 """Asking a model one question."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from cookbook_fx.chat import Message
 from cookbook_fx.renderers import Renderer
-from shell.clients import Sampler, SampleRequest
+from shell.clients import Sample, Sampler, SampleRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +35,24 @@ def question_prompt(question: str, renderer: Renderer) -> Int[np.ndarray, " toke
     return renderer.build_generation_prompt((Message(role="user", content=question),))
 
 
+class Answer(NamedTuple):
+    """What a model said, and the tokens it said it in."""
+
+    text: str
+    sampled: Sample
+
+
 async def answers(
     sampler: Sampler, question: str, *, renderer: Renderer, manner: Manner
 ) -> tuple[str, ...]:
+    """The texts of what a model says to a question, as of `sampled_answers`."""
+    sampled = await sampled_answers(sampler, question, renderer=renderer, manner=manner)
+    return tuple(answer.text for answer in sampled)
+
+
+async def sampled_answers(
+    sampler: Sampler, question: str, *, renderer: Renderer, manner: Manner
+) -> tuple[Answer, ...]:
     """What a model says to a question; an answer cut off by `max_tokens` ends in an ellipsis."""
     request = SampleRequest(
         prompt=question_prompt(question, renderer),
@@ -47,8 +63,9 @@ async def answers(
         top_p=manner.top_p,
         seed=manner.seed,
     )
-    parsed = [renderer.parse_response(sample.tokens) for sample in await sampler.sample(request)]
+    samples = await sampler.sample(request)
+    parsed = [renderer.parse_response(sample.tokens) for sample in samples]
     return tuple(
-        response.message.text + ("" if response.termination.is_clean else " …")
-        for response in parsed
+        Answer(response.message.text + ("" if response.termination.is_clean else " …"), sample)
+        for response, sample in zip(parsed, samples, strict=True)
     )

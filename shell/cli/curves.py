@@ -31,12 +31,17 @@ def curve(
     filled = np.maximum(1, np.rint(span * height * steps).astype(int))
     lines = []
     for row in reversed(range(height)):
-        label = {height - 1: f"{high:8.3f}", 0: f"{low:8.3f}"}.get(row, " " * 8)
+        label = {height - 1: _label(high), 0: _label(low)}.get(row, " " * 8)
         drawn = "".join(
             levels[level] * breadth for level in np.clip(filled - row * steps, 0, steps)
         )
         lines.append(f"{label} {'|' if not is_unicode else '┤'}{drawn}")
     return "\n".join(lines)
+
+
+def _label(value: float) -> str:
+    is_plain = value == 0 or 1e-3 <= abs(value) < 1e4
+    return f"{value:8.3f}" if is_plain else f"{value:8.1e}"
 
 
 def _means(values: Float[np.ndarray, " value"], width: int) -> Float[np.ndarray, " column"]:

@@ -15,20 +15,24 @@ from shell.cli.models import Models
 from shell.cli.replay import Replay
 from shell.cli.report import Report
 from shell.cli.rl import RL
+from shell.cli.rlhf import RLHF
 from shell.cli.sample import Sample
 from shell.cli.serve import Serve
 from shell.cli.sft import SFT
 from shell.cli.show import Show
+from shell.cli.watch import Watch
 
 Command = (
     Annotated[SFT, tyro.conf.subcommand("sft")]
     | Annotated[DPO, tyro.conf.subcommand("dpo")]
     | Annotated[RL, tyro.conf.subcommand("rl")]
     | Annotated[Distill, tyro.conf.subcommand("distill")]
+    | Annotated[RLHF, tyro.conf.subcommand("rlhf")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Models, tyro.conf.subcommand("models")]
 )

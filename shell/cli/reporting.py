@@ -11,17 +11,18 @@ from bokeh.resources import Resources
 from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
 from cookbook_fx.reports.figures import StepRewards
-from cookbook_fx.reports.panels import progress
+from cookbook_fx.reports.panels import curves, progress
 from cookbook_fx.reports.run_page import RunStory, report_page
-from cookbook_fx.reports.samples import SampleColumn, sample_column
+from cookbook_fx.reports.samples import sample_column, text_columns
 from cookbook_fx.rl.records import RecordedGroup
 from cookbook_fx.rl.replay import EpisodeIndex, episode_data, replay_batch
 from cookbook_fx.tokens import Tokenizer
 from shell.hub import load_tokenizer, resolve_model
-from shell.stores import BatchesFile, CodeFile, MetricsFile, RolloutsFile
+from shell.stores import BatchesFile, CodeFile, MetricsFile, RolloutsFile, SamplesFile
 from shell.stores.code_state import CODE
 from shell.stores.files import write_atomically
 from shell.stores.run_folder import BATCHES, ROLLOUTS, is_running
+from shell.stores.samples import SAMPLES
 
 REPORT = "report.html"
 
@@ -79,8 +80,9 @@ def read_story(run_dir: Path, *, name: str, num_columns: int, say: Say) -> RunSt
     steps = [step for step in rollouts.steps() if step in done]
     looked_at = _evenly(steps, num_columns)
     remarks: list[str] = []
-    tokenizer = _tokenizer(config, remarks, say=say) if looked_at else None
-    columns: list[SampleColumn] = []
+    texts = SamplesFile(path=run_dir / SAMPLES).texts()
+    tokenizer = _tokenizer(config, remarks, say=say) if looked_at or texts else None
+    columns = [] if tokenizer is None else text_columns(texts, tokenizer)
     rewards: list[StepRewards] = []
     drawn = sorted({*_evenly(steps, _HISTOGRAMS), *looked_at})
     for step, groups in _by_step(rollouts, drawn):
@@ -184,7 +186,7 @@ def _tokenizer(config: dict[str, Any], remarks: list[str], *, say: Say) -> Token
 
 
 def _state(run_dir: Path, rows: Sequence[Any]) -> str:
-    done = progress(rows)
+    done = progress(curves(rows))
     if done.total is not None and done.steps >= done.total:
         return "finished"
     return "running" if is_running(run_dir) else "not finished"

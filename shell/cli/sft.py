@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from shell.stores import RunCheckpoint, RunFolder
 
 _INTERRUPTED = 130
+# As many as are kept to be looked at.
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ class SFT:
                 _print_results(console, folder, latest)
                 return 0
             loaded, renderer = _load(self, console)
+            if latest is None and len(loaded.data.train):
+                _keep_examples(self, loaded, folder)
             with engine(self.base_url, model=self.model.model, say=console.print) as address:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(
@@ -172,7 +176,14 @@ async def _train(
             if not result.finished or result.checkpoint is None:
                 console.print("Stopped. The same command continues this run.")
                 return _INTERRUPTED
-            await _compare(command, service, result.checkpoint, console=console, renderer=renderer)
+            await _compare(
+                command,
+                service,
+                result.checkpoint,
+                console=console,
+                renderer=renderer,
+                folder=folder,
+            )
             _print_results(console, folder, result.checkpoint)
             return 0
 
@@ -184,9 +195,11 @@ async def _compare(
     *,
     console: "Console",
     renderer: "Renderer",
+    folder: "RunFolder",
 ) -> None:
     """Shows what the model says to one question with the weights of before and of after."""
-    from shell.cli.asking import Manner, answers
+    from cookbook_fx.reports.samples import ShownText
+    from shell.cli.asking import Manner, question_prompt, sampled_answers
 
     samplers = {"after": await service.sampler(path=final.sampler_path)}
     if command.model.load_checkpoint is None:
@@ -194,11 +207,44 @@ async def _compare(
         base = await service.sampler(base_model=command.model.model)
         samplers = {"before": base} | samplers
     console.print(f"\n{command.question}", style="bold")
+    shown = []
     for when, sampler in samplers.items():
-        (answer,) = await answers(sampler, command.question, renderer=renderer, manner=Manner())
+        (answer,) = await sampled_answers(
+            sampler, command.question, renderer=renderer, manner=Manner()
+        )
         console.print(f"\n{when} training:", style="bold")
-        console.print(answer)
+        console.print(answer.text)
+        shown.append(
+            ShownText(
+                title=f"Said {when} training",
+                prompt=question_prompt(command.question, renderer),
+                tokens=answer.sampled.tokens,
+                logprobs=answer.sampled.logprobs,
+            )
+        )
+    await asyncio.to_thread(folder.samples.replace, shown)
     console.print()
+
+
+def _keep_examples(command: SFT, loaded: "LoadedData", folder: "RunFolder") -> None:
+    """Keeps the first examples that are trained on, to be looked at."""
+    from cookbook_fx.reports import tokens_and_weights
+    from cookbook_fx.reports.samples import ShownText
+    from shell.training.beginnings import epoch_seed
+
+    batch = loaded.data.train.get_batch(0, epoch_seed=epoch_seed(command.seed, 0))
+    examples = [tokens_and_weights(datum) for datum in batch[:_EXAMPLES]]
+    folder.samples.replace(
+        [
+            ShownText(
+                title="Trained on",
+                heading=f"example {number} of the first step",
+                tokens=example.tokens,
+                weights=example.weights,
+            )
+            for number, example in enumerate(examples, start=1)
+        ]
+    )
 
 
 def _print_results(console: "Console", folder: "RunFolder", final: "RunCheckpoint") -> None:

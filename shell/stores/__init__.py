@@ -9,3 +9,4 @@ from shell.stores.rollouts import RolloutHead as RolloutHead
 from shell.stores.rollouts import RolloutsFile as RolloutsFile
 from shell.stores.run_folder import RunFolder as RunFolder
 from shell.stores.run_folder import open_run_folder as open_run_folder
+from shell.stores.samples import SamplesFile as SamplesFile

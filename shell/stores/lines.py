@@ -31,8 +31,7 @@ def append_lines(path: Path, values: Iterable[Any], *, what: str) -> None:
     Raises:
         StorageError: the disk is full or the file cannot be written; it is as it was.
     """
-    lines = [json.dumps(value, allow_nan=False, separators=(",", ":")) for value in values]
-    data = "".join(f"{line}\n" for line in lines).encode()
+    data = json_lines(values).encode()
     with storing(path, what=what), path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = file.seek(0, os.SEEK_END)
@@ -44,6 +43,12 @@ def append_lines(path: Path, values: Iterable[Any], *, what: str) -> None:
             with suppress(OSError):
                 file.truncate(size)
             raise
+
+
+def json_lines(values: Iterable[Any]) -> str:
+    """A line for each value."""
+    lines = (json.dumps(value, allow_nan=False, separators=(",", ":")) for value in values)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_lines(path: Path, head: Sequence[str]) -> Iterator[Line]:
@@ -89,6 +94,40 @@ def parsed(path: Path, line: Line, read: Callable[[Any], Record]) -> Record:
         raise DataError(
             f"{path}, line {line.number}: {error}; repair or remove the line"
         ) from error
+
+
+def last_value(path: Path) -> Any:
+    """The value of the last whole line; None where there is none.
+
+    Only the end of the file is read.
+
+    Raises:
+        DataError: the line is no JSON.
+    """
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            held = b""
+            while end > 0 and held.count(b"\n") < _ENOUGH_LINES:
+                begin = max(0, end - _BLOCK)
+                file.seek(begin)
+                held = file.read(end - begin) + held
+                end = begin
+    except FileNotFoundError:
+        return None
+    # Behind the last line break stands what is torn.
+    *_, raw, _ = [b"", b"", *held.split(b"\n")]
+    if not raw:
+        return None
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise DataError(f"{path}, its last line: {error}; repair or remove the line") from error
+
+
+# The break that ends the last line, and the one that ends the line before it.
+_ENOUGH_LINES = 2
+_BLOCK = 1 << 16
 
 
 def keep_lines(path: Path, lines: Callable[[], Iterator[Line]], *, what: str) -> None:

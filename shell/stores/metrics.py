@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,46 @@ class MetricsFile:
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
         if text != self.path.read_text(encoding="utf-8", errors="replace"):
             write_atomically(self.path, text, what="the metrics")
+
+
+class MetricsReader:
+    """Reads a file of measurements again and again, each row once."""
+
+    def __init__(self, file: MetricsFile) -> None:
+        self._file = file
+        self._rows: list[dict[str, Scalar]] = []
+        self._identity: tuple[int, int] | None = None
+        self._read = 0
+
+    def rows(self) -> Sequence[dict[str, Scalar]]:
+        """Every whole row there is now; those that were written since are read.
+
+        Raises:
+            DataError: a line is no JSON object with a `step`.
+        """
+        try:
+            with self._file.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                identity = (status.st_dev, status.st_ino)
+                # A run that is continued writes its file anew.
+                if identity != self._identity or status.st_size < self._read:
+                    self._identity, self._read, self._rows = identity, 0, []
+                file.seek(self._read)
+                added = file.read()
+        except FileNotFoundError:
+            self._identity, self._read, self._rows = None, 0, []
+            return ()
+        whole = added[: added.rfind(b"\n") + 1]
+        for line in whole.decode(errors="replace").splitlines():
+            row = _parsed(line)
+            if row is None:
+                raise DataError(
+                    f"{self._file.path}: expected lines of a JSON object with a step, got "
+                    f"{line[:80]!r}; repair or remove the line"
+                )
+            self._rows.append(row)
+        self._read += len(whole)
+        return tuple(self._rows)
 
 
 def _line(step: int, metrics: Metrics) -> str:

@@ -1,5 +1,6 @@
 """The folder a run leaves behind, and the rule that it belongs to one run only."""
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from shell.stores.code_state import CODE, CodeFile
 from shell.stores.files import storing, write_atomically
 from shell.stores.metrics import MetricsFile
 from shell.stores.rollouts import BatchesFile, RolloutsFile
+from shell.stores.samples import SAMPLES, SamplesFile
 
 JSON = bool | int | float | str | None | list["JSON"] | dict[str, "JSON"]
 _ABSENT = "(absent)"
@@ -33,6 +35,7 @@ class RunFolder:
         checkpoints: the places the run can be continued from.
         rollouts: `rollouts.jsonl`, each episode once.
         batches: `batches.jsonl`, what was made of them.
+        samples: `samples.jsonl`, texts to look at.
     """
 
     path: Path
@@ -40,6 +43,7 @@ class RunFolder:
     checkpoints: RunCheckpoints
     rollouts: RolloutsFile
     batches: BatchesFile
+    samples: SamplesFile
 
 
 @contextmanager
@@ -93,21 +97,22 @@ def open_run_folder(
                 checkpoints=checkpoints,
                 rollouts=RolloutsFile(path=path / ROLLOUTS),
                 batches=BatchesFile(path=path / BATCHES),
+                samples=SamplesFile(path=path / SAMPLES),
             )
     finally:
         lock.release()
 
 
 def is_running(path: Path) -> bool:
-    """Whether a process has the run folder open, for no longer than it takes to look."""
-    if not (path / ".lock").exists():
-        return False
-    lock = filelock.FileLock(path / ".lock")
+    """Whether a process has the run folder open."""
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+        with (path / ".lock").open("rb") as lock:
+            # Given back as the file is closed.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    except FileNotFoundError:
+        return False
     return False
 
 
