@@ -1,8 +1,9 @@
 """Made-up episodes of very different lengths, as Python lists of Python's numbers.
 
-That is how the SDK returns what was sampled. Each number is an object of its own, as it would be.
+That is how the SDK shows what was sampled. Each number is an object of its own, as it would be.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -85,16 +86,25 @@ def _base_logprobs(rng: np.random.Generator, count: int) -> list[float]:
     return (-rng.exponential(0.6, count)).astype(np.float32).tolist()
 
 
-def our_groups(work: Work) -> list[rl.TrajectoryGroup]:
-    """The episodes as rollouts here would have recorded them."""
+def our_groups(work: Work, *, as_arrays: bool = False) -> list[rl.TrajectoryGroup]:
+    """The episodes as rollouts here would have recorded them.
+
+    `shell.rollouts` keeps the arrays that renderers make and that the SDK's answers hold; lists are
+    what an answer's `tokens` and `logprobs` make of them, for those who ask.
+    """
+    ids, floats = (
+        partial(np.array, dtype=t) if as_arrays else list for t in (np.int32, np.float32)
+    )
     return [
         rl.TrajectoryGroup(
             trajectories_G=[
                 rl.Trajectory(
                     transitions=[
                         rl.Transition(
-                            ob=turn.prompt,
-                            ac=TokensWithLogprobs(tokens=turn.action, maybe_logprobs=turn.logprobs),
+                            ob=ids(turn.prompt),
+                            ac=TokensWithLogprobs(
+                                tokens=ids(turn.action), maybe_logprobs=floats(turn.logprobs)
+                            ),
                             reward=0.0,
                             episode_done=False,
                             metrics=turn_metrics(turn),

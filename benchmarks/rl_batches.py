@@ -1,10 +1,12 @@
 """From sampled episodes to `tinker.Datum`s, here and in tinker-cookbook, side by side.
 
     python -m benchmarks.rl_batches [--sizes 64x16x512 64x16x1024 256x16x512 256x16x1024]
-        [--turns 1 4] [--cores 2] [--repeats 5] [--peer-repeats 2]
+        [--turns 1 4] [--held lists arrays] [--cores 2] [--repeats 5] [--peer-repeats 2]
 
-Both sides begin with the same episodes as Python lists of Python's numbers, the way the SDK returns
-them, inside the records that each side's rollouts make of them. Both end with the list of
+Both sides begin with the same episodes inside the records that each side's rollouts make of them:
+the peer with Python lists of Python's numbers, as an SDK answer's `tokens` and `logprobs` are; ours
+with such lists as well, and with the arrays that the same answer holds as `tokens_np` and
+`logprobs_np`, which is what `shell.rollouts` keeps. Both end with the list of
 `tinker.Datum`s to train on: advantages centered in groups, and a penalty for leaving the base
 model, whose log-probabilities wait in Python lists too. A size is groups x episodes x mean tokens
 of an episode. They run in one process with the same settings, taking turns, each after a collection
@@ -72,25 +74,28 @@ def main() -> None:
         f"{_LONG_FOR_PEER} tokens)"
     )
     print(
-        f"{'groups':>11} {'turns':>5} {'tokens':>9} {'rows':>5} {'path':>14} |"
+        f"{'groups':>11} {'turns':>5} {'held':>6} {'tokens':>8} {'rows':>5} {'path':>14} |"
         f" {'ours':>8} {'peer':>8} s |  ratio processor  wanted | {'first call':>10} |"
         f" largest difference"
     )
     for size in arguments.sizes:
         for turns in arguments.turns:
             work = episodes.make_work(*(int(part) for part in size.split("x")), turns=turns)
-            ours, peer = episodes.our_groups(work), their_groups_of(work)
-            for path in _PATHS:
-                is_long = path.gamma > 0 and work.tokens > _LONG_FOR_PEER
-                _compare(
-                    f"{size:>11} {turns:>5} {work.tokens:>9} {len(work.base_logprobs):>5}",
-                    path,
-                    partial(_ours, ours, work.base_logprobs, path),
-                    partial(theirs, peer, work.base_logprobs, path),
-                    repeats=arguments.repeats,
-                    peer_repeats=1 if is_long else arguments.peer_repeats,
-                )
-            _print_stages(ours, work.base_logprobs, arguments.repeats)
+            peer = their_groups_of(work)
+            for held in arguments.held:
+                ours = episodes.our_groups(work, as_arrays=held == "arrays")
+                for path in _PATHS:
+                    is_long = path.gamma > 0 and work.tokens > _LONG_FOR_PEER
+                    _compare(
+                        f"{size:>11} {turns:>5} {held:>6} {work.tokens:>8} "
+                        f"{len(work.base_logprobs):>5}",
+                        path,
+                        partial(_ours, ours, work.base_logprobs, path),
+                        partial(theirs, peer, work.base_logprobs, path),
+                        repeats=arguments.repeats,
+                        peer_repeats=1 if is_long else arguments.peer_repeats,
+                    )
+                _print_stages(ours, work.base_logprobs, arguments.repeats)
 
 
 def _compare(
@@ -263,6 +268,9 @@ def _arguments() -> argparse.Namespace:
         "--sizes", nargs="+", default=[f"{g}x16x{n}" for g in (64, 256) for n in (512, 1024)]
     )
     parser.add_argument("--turns", nargs="+", type=int, default=[1, 4])
+    parser.add_argument(
+        "--held", nargs="+", choices=["lists", "arrays"], default=["lists", "arrays"]
+    )
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-repeats", type=int, default=2)
