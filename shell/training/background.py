@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+Answer = TypeVar("Answer")
 Spawn = Callable[[Coroutine[Any, Any, Any]], asyncio.Task]
 
 
@@ -45,6 +46,26 @@ async def background() -> AsyncIterator[Spawn]:
     finally:
         # Raising it has made the block's cancellation its context.
         failure.__context__ = context
+
+
+async def carried_out(work: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What `work` returns, called in a thread that has ended when this has, cancelled or not.
+
+    A thread cannot be cancelled. One that is left behind still writes to a run's files after the
+    run has ended, and perhaps after the next has read them.
+
+    Example:
+        >>> asyncio.run(carried_out(max, 1, 2))
+        2
+    """
+    doing = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(doing)
+    finally:
+        if not doing.done():
+            await asyncio.wait({doing})
+            # What ended this task is raised; that the work failed as well is only looked at.
+            doing.exception()
 
 
 def _first(errors: BaseExceptionGroup) -> BaseException:

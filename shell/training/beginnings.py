@@ -11,6 +11,7 @@ from cookbook_fx.numerics import learning_rate_multiplier
 from cookbook_fx.runs import RunPlan
 from shell.clients import CheckpointNotFound, NewLoRA, Service, Trainer
 from shell.stores import RunCheckpoint, RunFolder
+from shell.training.background import carried_out
 from shell.training.config import Adam, ModelChoice, Schedule
 from shell.training.events import CheckpointSkipped, Observer, Saved
 
@@ -79,7 +80,7 @@ async def record_checkpoint(
     checkpoint: RunCheckpoint, *, folder: RunFolder, observe: Observer
 ) -> None:
     """Writes a checkpoint's record down, and tells of it."""
-    await asyncio.to_thread(folder.checkpoints.save, checkpoint)
+    await carried_out(folder.checkpoints.save, checkpoint)
     observe(Saved(checkpoint=checkpoint))
 
 

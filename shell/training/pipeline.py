@@ -20,8 +20,8 @@ from shell.rollouts import (
     TokenCompleter,
     do_group_rollout,
 )
-from shell.stores import RolloutsFile
-from shell.training.background import Spawn
+from shell.stores import RolloutHead, RolloutsFile
+from shell.training.background import Spawn, carried_out
 from shell.training.beginnings import epoch_seed
 from shell.training.events import GroupRolledOut, Observer
 from shell.training.rl_config import RLConfig
@@ -103,6 +103,8 @@ class Pipeline:
         self._observe = observe
         self._arrivals: defaultdict[int, Arrivals] = defaultdict(Arrivals)
         self._of_epoch = lru_cache(maxsize=2)(self._in_order_of)
+        # A data set is asked for one batch at a time, and earlier steps sample first.
+        self._one_step = asyncio.Lock()
 
     def arrivals(self, step: int) -> Arrivals:
         """Where the groups of a step arrive, begun or not."""
@@ -137,23 +139,25 @@ class Pipeline:
 
     async def _roll_out(self, step: Step, *, version: int, policy: TokenCompleter) -> None:
         """Starts a task for each group of a step."""
-        builders = await asyncio.to_thread(self._builders, step)
-        self.arrivals(step.index).expect(await asyncio.to_thread(self._references, builders))
-        for index, builder in enumerate(builders):
-            recorded = self._recorded.pop((step.index, index), None)
-            if recorded is not None:
-                self._arrived(recorded, num_groups=len(builders), reused=True)
-                continue
-            self._spawn(
-                self._group(
-                    builder,
-                    policy,
-                    step=step.index,
-                    index=index,
-                    version=version,
-                    num_groups=len(builders),
+        async with self._one_step:
+            builders = await asyncio.to_thread(self._builders, step)
+            references = await asyncio.to_thread(self._references, builders)
+            self.arrivals(step.index).expect(references)
+            for index, builder in enumerate(builders):
+                recorded = self._recorded.pop((step.index, index), None)
+                if recorded is not None:
+                    self._arrived(recorded, num_groups=len(builders), reused=True)
+                    continue
+                self._spawn(
+                    self._group(
+                        builder,
+                        policy,
+                        step=step.index,
+                        index=index,
+                        version=version,
+                        num_groups=len(builders),
+                    )
                 )
-            )
 
     async def _group(
         self,
@@ -178,7 +182,7 @@ class Pipeline:
             group=group,
             texts=(),
         )
-        await asyncio.to_thread(self._write, done)
+        await carried_out(self._write, done)
         self._arrived(done, num_groups=num_groups, reused=False)
 
     def _arrived(self, group: RecordedGroup, *, num_groups: int, reused: bool) -> None:
@@ -226,17 +230,22 @@ def reusable(
     """The groups on the disk that a run which continues need not roll out again.
 
     They are of steps still to do, and were begun with weights no newer than those it continues
-    from. What is of such steps and of no more use is dropped from the file: groups begun with
-    weights that are to be made once more, and those that failed as a whole, which deserve another
-    try.
+    from, and no staler than the run allows now. What is of such steps and of no more use is dropped
+    from the file: groups begun with weights that are to be made once more or that have become too
+    old, and those that failed as a whole, which deserve another try.
 
     Raises:
         DataError: the file is damaged elsewhere than at its end.
         StorageError: the file cannot be replaced; it is unchanged.
     """
-    file.keep(lambda head: head.step < next_step or head.sampler_step <= next_step)
+
+    def stays(head: RolloutHead) -> bool:
+        is_of_use = head.step - max_steps_off_policy <= head.sampler_step <= next_step
+        return head.step < next_step or is_of_use
+
+    file.keep(stays)
     steps = range(next_step, next_step + max_steps_off_policy + 1)
-    groups = [group for step in steps for group in file.groups(step=step)]
+    groups = list(file.groups(steps=steps))
     failed = {(group.step, group.index) for group in groups if not group.group.trajectories_G}
     if failed:
         file.keep(lambda head: (head.step, head.group) not in failed)

@@ -28,7 +28,7 @@ from shell.evaluation import SamplingEvaluator
 from shell.rollouts import RLDataset
 from shell.rollouts.references import scores
 from shell.stores import RunCheckpoint, RunFolder
-from shell.training.background import Spawn, background
+from shell.training.background import Spawn, background, carried_out
 from shell.training.beginnings import (
     adam_params,
     checkpoint_name,
@@ -353,7 +353,7 @@ class _Run:
             | {"total": now - told.clock, "training": trained - submitted.began}
         )
         row = flatten(report, *found.reports, *evaluated, times)
-        await asyncio.to_thread(self._write, step, submitted, answers, row)
+        await carried_out(self._write, step, submitted, answers, row)
         self.pipeline.forget(step.index)
         self.observe(StepDone(report=report, seconds=now - told.clock, metrics=row))
         checkpoint = told.checkpoint

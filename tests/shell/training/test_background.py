@@ -1,8 +1,9 @@
 import asyncio
+import time
 
 import pytest
 
-from shell.training.background import background
+from shell.training.background import background, carried_out
 
 
 class Broken(Exception):
@@ -91,3 +92,27 @@ def test_being_cancelled_ends_the_tasks_and_stays_a_cancellation():
 
     asyncio.run(run())
     assert sorted(ended) == ["block", "task"]
+
+
+def test_work_in_a_thread_has_ended_when_whoever_waits_for_it_was_cancelled():
+    written: list[str] = []
+
+    def write() -> None:
+        time.sleep(0.1)
+        written.append("line")
+
+    async def run() -> None:
+        async with background() as spawn:
+            spawn(carried_out(write))
+            await asyncio.sleep(0.02)
+        assert written == ["line"]
+
+    asyncio.run(run())
+
+
+def test_what_work_in_a_thread_raises_is_raised():
+    def fails() -> None:
+        raise Broken
+
+    with pytest.raises(Broken):
+        asyncio.run(carried_out(fails))

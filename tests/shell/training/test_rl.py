@@ -1,6 +1,8 @@
 """The reinforcement-learning loop: one step in every mode, each group once, a crash changes
 nothing."""
 
+import threading
+import time
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -420,3 +422,46 @@ def test_groups_may_be_fewer_than_a_batch_asks_for(runner, tmp_path):
     config = replace(runner.config, num_minibatches=4, num_substeps=3, max_steps_off_policy=1)
     runner(tmp_path / "run", config=config, data=data)
     assert [row["train/num_groups"] for row in rows(tmp_path / "run")[:2]] == [2, 2]
+
+
+def test_a_data_set_is_asked_for_one_batch_at_a_time_in_order(runner, tmp_path):
+    asking = threading.Lock()
+
+    class Shared(Problems):
+        """As one that draws from a generator which its batches share."""
+
+        def with_epoch(self, seed):
+            return self
+
+        def get_batch(self, index):
+            assert asking.acquire(blocking=False)
+            time.sleep(0.05)
+            asking.release()
+            return super().get_batch(index)
+
+    data = RLData(train=Shared(count=9))
+    config = replace(
+        runner.config,
+        schedule=Schedule(learning_rate=1e-2, lr_schedule="constant"),
+        max_steps_off_policy=2,
+    )
+    assert runner(tmp_path / "run", config=config, data=data).finished
+    assert data.train.asked == [0, 1, 2]
+
+
+def test_a_run_that_continues_with_less_staleness_rolls_out_anew_what_is_too_old(runner, tmp_path):
+    def crash(event) -> None:
+        if isinstance(event, StepDone) and event.report.step.index == 3:
+            raise Crash
+
+    stale, fresher = (replace(runner.config, max_steps_off_policy=steps) for steps in (2, 1))
+    with pytest.raises(Crash):
+        runner(tmp_path / "run", config=stale, observe=crash)
+    runner(tmp_path / "run", config=fresher)
+    groups = [
+        group
+        for group in RolloutsFile(path=tmp_path / "run" / "rollouts.jsonl").groups()
+        if group.step >= 2
+    ]
+    assert len({(group.step, group.index) for group in groups}) == len(groups)
+    assert all(group.step - group.sampler_step <= 1 for group in groups)
