@@ -82,7 +82,7 @@ class RL:
     recipe: Recipe = field(default_factory=Arithmetic)
     model: ModelChoice = field(default_factory=ModelChoice)
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(learning_rate=1e-3, lr_schedule="constant")
+        default_factory=lambda: Schedule(learning_rate=5e-4, lr_schedule="constant")
     )
     adam: Adam = field(default_factory=Adam)
     cadence: RLCadence = field(default_factory=RLCadence)

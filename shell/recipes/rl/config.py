@@ -19,7 +19,7 @@ class Groups:
         group_size: attempts at each, judged against one another.
     """
 
-    groups_per_batch: int = 8
+    groups_per_batch: int = 12
     group_size: int = 16
 
     def __post_init__(self) -> None:
