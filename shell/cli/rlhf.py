@@ -1,7 +1,7 @@
 """`cookbook-fx rlhf`: conversations, a model of preferences, reinforcement by its opinion."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from shell.cli.options import Address
     from shell.recipes.rlhf.pipeline import RLHFResult
+    from shell.stores.run_folder import JSON
     from shell.training.events import Observer
 
 _INTERRUPTED = 130
@@ -65,15 +66,14 @@ class RLHF:
 
         from shell.cli.options import engine
         from shell.recipes.rlhf.pipeline import run_description
-        from shell.stores import open_run_folder
 
         console = Console(highlight=False, markup=False, soft_wrap=True)
         description = run_description(self.choice, base_url=self.base_url)
-        with open_run_folder(self.run_dir, config=description):
-            console.print(f"Run folder: {self.run_dir}")
-            with engine(self.base_url, model=self.model.model, say=console.print) as address:
-                console.print(f"Engine: {address.base_url}")
-                return asyncio.run(_train(self, console=console, address=address))
+        console.print(f"Run folder: {self.run_dir}")
+        with engine(self.base_url, model=self.model.model, say=console.print) as address:
+            console.print(f"Engine: {address.base_url}")
+            run = _train(self, description, console=console, address=address)
+            return asyncio.run(run)
 
     @property
     def choice(self) -> RLHFChoice:
@@ -81,7 +81,13 @@ class RLHF:
         return RLHFChoice(stages=self.stages, model=self.model, adam=self.adam, seed=self.seed)
 
 
-async def _train(command: RLHF, *, console: "Console", address: "Address") -> int:
+async def _train(
+    command: RLHF,
+    description: "Mapping[str, JSON]",
+    *,
+    console: "Console",
+    address: "Address",
+) -> int:
     """Does the stages, and shows what came of them."""
     from cookbook_fx.renderers import get_renderer
     from shell.cli.interrupts import stop_on_signal
@@ -109,6 +115,7 @@ async def _train(command: RLHF, *, console: "Console", address: "Address") -> in
                 tokenizer=tokenizer,
                 context_length=context_length(source.directory),
                 folder=command.run_dir,
+                description=description,
                 watched=watched,
                 stop=stop,
             )

@@ -5,7 +5,7 @@ Reference: Ouyang et al. 2022, Training language models to follow instructions w
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -73,6 +73,7 @@ class RLHFRun:
         tokenizer: the model's.
         context_length: tokens that the model can read, if known.
         folder: of the run; each stage has a folder in it.
+        description: as from `run_description`; a stage's folder is that of this run or refused.
         watched: gives an observer for a stage while it goes on, by the stage's name.
         stop: when set, the stage under way is finished in good order and none follows.
     """
@@ -83,6 +84,7 @@ class RLHFRun:
     tokenizer: Tokenizer
     context_length: int | None
     folder: Path
+    description: Mapping[str, JSON]
     watched: Callable[[str], Iterator[Observer]]
     stop: asyncio.Event
 
@@ -229,9 +231,9 @@ class RLHFRun:
 
     @contextmanager
     def _folder(self, stage: str) -> Iterator[RunFolder]:
-        # What decides the result is written, and compared, in the folder around it.
-        with open_run_folder(self.folder / stage, config={"recipe": "rlhf", "stage": stage}) as it:
-            yield it
+        described = {**self.description, "stage": stage}
+        with open_run_folder(self.folder / stage, config=described) as folder:
+            yield folder
 
 
 def _from(model: ModelChoice, start: RunCheckpoint | None) -> ModelChoice:
