@@ -27,13 +27,13 @@ class Tokens(NamedTuple):
     """Packed model input: ids, place within the sequence, and a number per sequence of a row.
 
     `beginnings` is the number of the segment that a token's sequence begins with, where several
-    share one.
+    share one; None where none do.
     """
 
     ids: Int[Array, "row token"]
     positions: Int[Array, "row token"]
     segments: Int[Array, "row token"]
-    beginnings: Int[Array, "row token"]
+    beginnings: Int[Array, "row token"] | None = None
 
 
 def hidden_states(
