@@ -11,8 +11,10 @@ request in and answers that it was received. Each side does this with the functi
 loop calls. What is counted is the processor time of the client's process with all its threads, of
 the best of the repeats, which take turns.
 
-The lines below a size are the parts of ours and of the peer's, and, beside them, what only our loop
-does: writing every episode with its tokens to rollouts.jsonl. It is not part of the sums.
+Below each ratio are the parts of both sides. Rollouts are all that `do_group_rollout` does, with an
+environment that does nothing; the SDK's request is the SDK's own work on both sides. What only our
+loop does, writing every episode with its tokens to rollouts.jsonl, has a line of its own and is in
+no sum.
 
 Needs tinker-cookbook, to be installed as benchmarks/rl_batches.py says.
 """
@@ -47,8 +49,8 @@ from benchmarks import episodes, timing
 from benchmarks.episodes import Work
 from cookbook_fx import rl
 from cookbook_fx.rl.records import group_records
-from shell.clients import Sampler, Trainer, connect
-from shell.clients.convert import from_sdk_logprobs
+from shell.clients import Sampler, connect
+from shell.clients.convert import from_sdk_logprobs, to_sdk_data
 from shell.clients.service import NewLoRA
 from shell.rollouts import (
     Env,
@@ -100,7 +102,7 @@ async def _compare(arguments: argparse.Namespace, url: str) -> None:
             for way in _WAYS:
                 mine, peers = [], []
                 for repeat in range(arguments.repeats):
-                    mine.append(await _ours(work, way, trainer))
+                    mine.append(await _ours(work, way, trainer.sdk))
                     if repeat < arguments.peer_repeats:
                         peers.append(await peer(work, way))
                 _print_row(way, _best(mine), _best(peers))
@@ -113,9 +115,10 @@ def _best(runs: Sequence[Parts]) -> Parts:
 
 def _print_row(way: Way, ours: Parts, peer: Parts) -> None:
     mine, its = sum(ours.values()), sum(peer.values())
+    after = (its - peer["rollouts"]) / (mine - ours["rollouts"])
     print(
-        f"  {way.name:>14}: ours {mine:7.3f} s, peer {its:8.3f} s, ratio 1/{its / mine:.1f}"
-        f" (wanted {way.wanted})"
+        f"  {way.name:>14}: ours {mine:7.3f} s, peer {its:8.3f} s, ratio 1/{its / mine:.1f}, "
+        f"without rollouts 1/{after:.1f} (wanted {way.wanted})"
     )
     for name, parts in (("ours", ours), ("peer", peer)):
         listed = ", ".join(f"{part} {seconds:.3f}" for part, seconds in parts.items())
@@ -193,7 +196,7 @@ class _Group(EnvGroupBuilder):
         return [_Episode(self.prompt, reward) for reward in self.rewards]
 
 
-async def _ours(work: Work, way: Way, trainer: Trainer) -> Parts:
+async def _ours(work: Work, way: Way, sdk: tinker.TrainingClient) -> Parts:
     builders = [
         _Group(np.array(group[0].turns[0].prompt, np.int32), [each.reward for each in group])
         for group in work.groups
@@ -212,11 +215,12 @@ async def _ours(work: Work, way: Way, trainer: Trainer) -> Parts:
     base = [from_sdk_logprobs(row) for row in work.base_logprobs] if way.coef else None
     training = await asyncio.to_thread(rl.training_data, batch, objective, base_logprobs=base)
     lap("batch")
-    pending = await asyncio.to_thread(
-        trainer.forward_backward, training.data, loss=objective.loss_spec.name
-    )
-    await pending
-    lap("wire")
+    # The two halves of `Trainer.forward_backward`.
+    loss = objective.loss_spec.name
+    data = await asyncio.to_thread(to_sdk_data, training.data, loss=loss)
+    lap("SDK's datums")
+    await sdk.forward_backward(data, loss)
+    lap("SDK's request")
     return lap.parts
 
 
@@ -276,8 +280,10 @@ def _peer(sdk: tinker.TrainingClient, cores: int) -> Callable[[Work, Way], Await
                 data, _Ready(work.base_logprobs), way.coef, way.gamma
             )
         lap("batch")
-        await sdk.forward_backward([_remove_mask(datum) for datum in data], "importance_sampling")
-        lap("wire")
+        data = [_remove_mask(datum) for datum in data]
+        lap("SDK's datums")
+        await sdk.forward_backward(data, "importance_sampling")
+        lap("SDK's request")
         return lap.parts
 
     return run

@@ -12,10 +12,14 @@ counts their tokens. Evaluations and periodic checkpoints are left out on both s
 rollouts of several steps take no longer than those of one, or `one` batch, so that a step can take
 no less than max(sampling, training).
 
-A row says how long a step took: the time from the first request for a sequence to the end of the
-last optimizer step, the first step's sampling and the last one's training included, divided by the
-number of steps; how many times max(sampling, training) that is; how many sequences were sampled for
-each that was trained on; and how long the run took with all that comes before and after.
+A row says how long a step took, in seconds and as a multiple of max(sampling, training): the time
+from the first request for a sequence to the end of the last optimizer step, filling the pipeline
+and all, divided by the number of steps; the same for all steps but the first, from its end on; how
+many sequences were sampled for each that was trained on; and how long the run took with all that
+comes before and after.
+
+A batch waits for the last of its sequences, which with a jitter of 20 % takes 2.4 s and not 2 s: a
+synchronous step cannot take less than 3.4 s.
 
 Without tinker-cookbook (to be installed as benchmarks/rl_batches.py says) only our side runs.
 """
@@ -92,8 +96,8 @@ def main() -> None:
     with distant_engine() as engine:
         _compile(engine, size, modes, sides)
         print(
-            f"{'samplers':>8} {'mode':>8} {'side':>5} | {'s/step':>7}  x max(sampling, training) |"
-            f" {'sequences':>9} | {'in all':>6}"
+            f"{'samplers':>8} {'mode':>8} {'side':>5} | {'a step':>13} | {'a later step':>13} |"
+            f" {'sequences':>9} | {'in all':>7}"
         )
         for samplers in arguments.samplers:
             for mode in modes:
@@ -123,10 +127,15 @@ def _row(engine: Distant, latency: Latency, size: Size, mode: Mode, side: Side) 
     _run(engine, size, mode, side)
     in_all = time.perf_counter() - began
     record = engine.record()
-    seconds = (record.steps[-1] - record.began) / len(record.steps)
+    first, last = record.steps[0], record.steps[-1]
+    seconds = (last - record.began) / len(record.steps)
+    later = (last - first) / (len(record.steps) - 1)
     sampled = record.sequences / (len(record.steps) * size.groups * size.episodes)
     at_least = max(latency.sampling, latency.training)
-    return f"{seconds:7.2f}  {seconds / at_least:23.2f}x | {sampled:8.2f}x | {in_all:5.1f} s"
+    return (
+        f"{seconds:6.2f} {seconds / at_least:5.2f}x | {later:6.2f} {later / at_least:5.2f}x |"
+        f" {sampled:8.2f}x | {in_all:5.1f} s"
+    )
 
 
 def _run(engine: Distant, size: Size, mode: Mode, side: Side) -> None:
