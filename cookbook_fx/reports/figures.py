@@ -232,7 +232,11 @@ def _panel_chart(
     level = _level([points for _, points in told])
     if level is not None:
         plot.y_range = Range1d(start=min(0.0, 1.2 * level), end=max(0.0, 1.2 * level) or 1.0)
-    labels = dict.fromkeys(line.label for panel in runs.values() for line in panel.lines)
+    labels = dict.fromkeys(
+        f"{line.label} (points)" if line.is_held_out else line.label
+        for panel in runs.values()
+        for line in panel.lines
+    )
     return Chart(
         title=title,
         legend=tuple(swatches) if len(swatches) > 1 or _is_sparse(runs) else (),
@@ -268,10 +272,10 @@ def _draw_trained(plot: Any, points: Curve, color: str, *, run: str, dash: str) 
         alpha=0.35 if is_smoothed else 1,
         line_width=1 if is_smoothed else 2,
         line_dash=dash,
-        tags=[run],
+        name=run,
     )
     if len(points.steps) == 1:
-        plot.scatter(points.steps, points.values, size=6, color=color, tags=[run])
+        plot.scatter(points.steps, points.values, size=6, color=color, name=run)
     if is_smoothed:
         window = max(3, len(points.steps) // 12)
         plot.line(
@@ -280,15 +284,15 @@ def _draw_trained(plot: Any, points: Curve, color: str, *, run: str, dash: str) 
             color=color,
             line_width=2,
             line_dash=dash,
-            tags=[run],
+            name=run,
         )
 
 
 def _draw_held_out(plot: Any, points: Curve, color: str, *, run: str) -> None:
     plot.line(
-        points.steps, points.values, color=color, line_width=1.5, line_dash="dashed", tags=[run]
+        points.steps, points.values, color=color, line_width=1.5, line_dash="dashed", name=run
     )
-    plot.scatter(points.steps, points.values, size=7, color=color, tags=[run])
+    plot.scatter(points.steps, points.values, size=7, color=color, name=run)
 
 
 def _tell(plot: Any, curves: Sequence[tuple[str, Curve]]) -> None:
@@ -300,16 +304,19 @@ def _tell(plot: Any, curves: Sequence[tuple[str, Curve]]) -> None:
     for number, (_, points) in enumerate(curves):
         by_step = dict(zip(points.steps.tolist(), points.values.tolist(), strict=True))
         columns[f"value{number}"] = [
-            f"{by_step[step]:.4g}" if step in by_step else "" for step in steps.tolist()
+            f"{by_step[step]:.4g}" if step in by_step else "–" for step in steps.tolist()
         ]
     first = np.concatenate([points.values for _, points in curves])
     columns["height"] = np.full(len(steps), float(first[0]))
-    invisible = plot.scatter(
-        "step", "height", source=ColumnDataSource(columns), alpha=0, size=1, level="underlay"
-    )
+    invisible = plot.line("step", "height", source=ColumnDataSource(columns), alpha=0)
     told = [(name, f"@value{number}") for number, (name, _) in enumerate(curves)]
     plot.add_tools(
-        HoverTool(renderers=[invisible], mode="vline", tooltips=[("step", "@step_told"), *told])
+        HoverTool(
+            renderers=[invisible],
+            mode="vline",
+            line_policy="nearest",
+            tooltips=[("step", "@step_told"), *told],
+        )
     )
 
 
@@ -327,9 +334,11 @@ def _figure(shared: Shared) -> Any:
         min_border_right=8,
         output_backend="canvas",
     )
-    zoom = BoxZoomTool(dimensions="width")
-    plot.add_tools(zoom, ResetTool(), CrosshairTool(overlay=shared.crosshair))
-    plot.toolbar.active_drag = zoom
+    plot.add_tools(
+        BoxZoomTool(dimensions="width"), ResetTool(), CrosshairTool(overlay=shared.crosshair)
+    )
+    # A finger that moves over a chart scrolls the page; for a mouse the page itself turns it on.
+    plot.toolbar.active_drag = None
     plot.xgrid.grid_line_color = None
     for axis in (plot.xaxis[0], plot.yaxis[0]):
         axis.minor_tick_line_color = None

@@ -153,11 +153,13 @@ PAGE = """<!DOCTYPE html>
 {% if run.story.samples %}
 <h2>Samples{{ ' of ' ~ run.story.name if several }}</h2>
 <div class="samples">
+{% if run.colorings %}
 <fieldset class="choose"><legend>Colors show</legend>
 {% for coloring in run.colorings %}
 <label><input type="radio" name="coloring-{{ number }}" value="{{ coloring }}" {{ 'checked' if loop.first }}> {{ coloring }}</label>
 {% endfor %}
 </fieldset>
+{% endif %}
 <p class="key">By log-probability: the redder, the less likely the token was when it was sampled. By advantage or weight: green is
 reinforced, red is discouraged. Yellow is what was only read.</p>
 <div class="columns">
@@ -274,25 +276,29 @@ for (const box of document.querySelectorAll("[data-run]")) {
   box.addEventListener("change", () => {
     for (const document_ of Bokeh.documents) {
       for (const model of document_.all_models) {
-        if (model.tags.includes(box.dataset.run)) model.visible = box.checked;
+        if (model.type === "GlyphRenderer" && model.name === box.dataset.run) {
+          model.visible = box.checked;
+        }
       }
     }
   });
 }
 function repaint() {
-  for (const view of Bokeh.index.roots) view.resize_layout();
+  for (const view of Bokeh.index.roots) view.invalidate_layout?.();
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(repaint));
-if (matchMedia("(pointer: coarse)").matches) {
-  // A finger that moves over a chart scrolls the page.
-  addEventListener("load", () => {
-    for (const document_ of Bokeh.documents) {
-      for (const model of document_.all_models) {
-        if (model.type === "Toolbar") model.active_drag = null;
-      }
+function zoomByMouse() {
+  if (!Bokeh.documents.length || !Bokeh.documents.every((each) => each.is_idle)) {
+    setTimeout(zoomByMouse, 50);
+    return;
+  }
+  for (const model of Bokeh.documents[0].all_models) {
+    if (model.type === "Toolbar") {
+      model.active_drag = model.tools.find((tool) => tool.type === "BoxZoomTool");
     }
-  });
+  }
 }
+if (window.Bokeh && matchMedia("(pointer: fine)").matches) zoomByMouse();
 </script>
 </body>
 </html>

@@ -207,14 +207,7 @@ def _shown(
         tiles=list(_tiles(found)),
         figures=figures,
         measurements=[_measurement(name, points) for name, points in found.items()],
-        colorings=list(
-            dict.fromkeys(
-                coloring
-                for column in story.samples
-                for sample in column.samples
-                for coloring in sample.colored
-            )
-        ),
+        colorings=_colorings(story.samples),
         start=start,
         packages=[
             (name, start.packages[name]) for name in _PACKAGES if start and name in start.packages
@@ -222,6 +215,14 @@ def _shown(
         diff=story.diff[:_MOST_DIFF_CHARACTERS],
         diff_left_out=max(0, len(story.diff) - _MOST_DIFF_CHARACTERS),
     )
+
+
+def _colorings(columns: Sequence[SampleColumn]) -> list[str]:
+    """What there is to choose from; nothing where each text has one coloring."""
+    samples = [sample for column in columns for sample in column.samples]
+    if all(len(sample.colored) < 2 for sample in samples):
+        return []
+    return list(dict.fromkeys(coloring for sample in samples for coloring in sample.colored))
 
 
 # Those that decide what comes out.
