@@ -2,6 +2,10 @@
 
 from cookbook_fx.distillation.prompts import prompt_from_dict as prompt_from_dict
 from cookbook_fx.distillation.prompts import truncated_text as truncated_text
+from cookbook_fx.distillation.soft_targets import TaughtExample as TaughtExample
+from cookbook_fx.distillation.soft_targets import check_top_k as check_top_k
+from cookbook_fx.distillation.soft_targets import soft_target_datum as soft_target_datum
+from cookbook_fx.distillation.soft_targets import taught_examples as taught_examples
 from cookbook_fx.distillation.teaching import GroupReference as GroupReference
 from cookbook_fx.distillation.teaching import JudgedBatch as JudgedBatch
 from cookbook_fx.distillation.teaching import OwnPrompt as OwnPrompt

@@ -4,6 +4,7 @@ from shell.clients.convert import ForwardResult as ForwardResult
 from shell.clients.convert import NextTokens as NextTokens
 from shell.clients.convert import OptimResult as OptimResult
 from shell.clients.convert import Sample as Sample
+from shell.clients.convert import TopTokens as TopTokens
 from shell.clients.custom_loss import CustomLoss as CustomLoss
 from shell.clients.custom_loss import CustomPass as CustomPass
 from shell.clients.custom_loss import CustomResult as CustomResult

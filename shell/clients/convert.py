@@ -48,6 +48,18 @@ class NextTokens(NamedTuple):
     logprobs: Float[np.ndarray, " token"]
 
 
+class TopTokens(NamedTuple):
+    """For each place in a text the likeliest tokens there, likeliest first.
+
+    Fields:
+        ids: token ids; 0 where nothing was told, as of the first place.
+        logprobs: nats; nan where nothing was told.
+    """
+
+    ids: Int[np.ndarray, "token candidate"]
+    logprobs: Float[np.ndarray, "token candidate"]
+
+
 class _Tokens(Sequence[int]):
     """Token ids in an array that reads, compares and serialises as the list the SDK expects.
 
@@ -205,6 +217,18 @@ def from_sdk_next_tokens(response: tinker.SampleResponse) -> NextTokens:
     likeliest = told[-1] if told else None
     ids, logprobs = zip(*likeliest, strict=True) if likeliest else ((), ())
     return NextTokens(np.array(ids, np.int32), np.array(logprobs, np.float32))
+
+
+def from_sdk_top_tokens(response: tinker.SampleResponse) -> TopTokens:
+    """The candidates of every place as arrays."""
+    told = response.topk_prompt_logprobs or []
+    width = max((len(place) for place in told if place), default=0)
+    ids = np.zeros((len(told), width), np.int32)
+    logprobs = np.full((len(told), width), np.nan, np.float32)
+    for row, place in enumerate(told):
+        if place:
+            ids[row, : len(place)], logprobs[row, : len(place)] = zip(*place, strict=True)
+    return TopTokens(ids, logprobs)
 
 
 def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:

@@ -8,7 +8,7 @@ import tinker
 from jaxtyping import Float, Int
 
 from shell.clients import convert
-from shell.clients.convert import NextTokens, Sample
+from shell.clients.convert import NextTokens, Sample, TopTokens
 from shell.clients.pending import Pending
 
 
@@ -83,6 +83,17 @@ class Sampler:
             prompt_logprobs_last_n=1,
         )
         return Pending(future=future, convert=convert.from_sdk_next_tokens, doing="scoring")
+
+    def likeliest(self, tokens: Int[np.ndarray, " token"], *, top_k: int) -> Pending[TopTokens]:
+        """Submits tokens to be told, for the place of each, the `top_k` likeliest there."""
+        future = self.sdk.sample(
+            prompt=convert.to_sdk_prompt(tokens),
+            num_samples=1,
+            sampling_params=tinker.SamplingParams(max_tokens=1),
+            include_prompt_logprobs=True,
+            topk_prompt_logprobs=top_k,
+        )
+        return Pending(future=future, convert=convert.from_sdk_top_tokens, doing="scoring")
 
     @property
     def base_model(self) -> str:
