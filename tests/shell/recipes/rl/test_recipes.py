@@ -24,6 +24,7 @@ from shell.recipes.rl.config import (
     Math,
     Pace,
     ReasoningGym,
+    Shorter,
 )
 from shell.recipes.rl.recipes import (
     RECIPE_NAMES,
@@ -396,4 +397,4 @@ def test_a_run_is_described_by_all_that_decides_its_result(tmp_path):
     data.write_text('{"question": "b", "answer": "1"}\n')
     after = run_description(RLChoice(recipe=Math(data=str(data))), base_url=None)
     assert after["recipe"]["data_sha256"] != before
-    assert set(RECIPE_NAMES) == {Arithmetic, GuessNumber, Math, ReasoningGym}
+    assert set(RECIPE_NAMES) == {Arithmetic, GuessNumber, Math, ReasoningGym, Shorter}
