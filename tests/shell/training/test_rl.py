@@ -76,8 +76,8 @@ def reference(tmp_path_factory) -> dict:
 
 @pytest.fixture
 def exact(runner) -> RLRunner:
-    """2 epochs of 3 batches of one group: nothing that is sampled meets anything else."""
-    return replace(runner, data=replace(runner.data, train=Problems(count=3, groups=1)))
+    """2 epochs of 3 batches of three groups, which are sampled in whatever company they meet."""
+    return replace(runner, data=replace(runner.data, train=Problems(count=9, groups=3)))
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_crashed_run_continues_to_the_same_weights_bit_for_bit(
     trained = [event.report.step.index for event in events if isinstance(event, StepDone)]
     assert trained == list(range(start, TOTAL))
     assert rows(tmp_path / "run") == rows(uninterrupted["folder"])
-    check_records(tmp_path / "run", sizes=(1, 1, 1))
+    check_records(tmp_path / "run", sizes=(3, 3, 3))
     assert same(weights(result.checkpoint.state_path), uninterrupted["weights"])
 
 
@@ -251,7 +251,7 @@ def test_a_run_asked_to_stop_saves_at_once_and_continues_to_the_same_weights(
     assert done == list(range(stopped.checkpoint.next_step))
     result = exact(tmp_path / "run", config=config)
     assert rows(tmp_path / "run") == rows(uninterrupted["folder"])
-    check_records(tmp_path / "run", sizes=(1, 1, 1))
+    check_records(tmp_path / "run", sizes=(3, 3, 3))
     assert same(weights(result.checkpoint.state_path), uninterrupted["weights"])
 
 
