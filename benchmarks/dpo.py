@@ -8,7 +8,8 @@ in the same batches, through the Tinker SDK, on one engine in this process, taki
 step is its own `do_update`: the reference's log-probabilities by a sampler, a torch loss, and one
 request after the other. Ours is `train_dpo` as a user runs it, its files included; its later epochs
 know the reference already. Evaluations and checkpoints are left out on both sides. Before times are
-printed the losses of the first epoch are compared.
+printed the losses of the first epoch are compared. Where the machine is busy believe the ratio of
+processor time, which is that of whole runs: the engine's work and setting up the clients included.
 
 Needs the extra `peers` and tinker-cookbook, to be installed as benchmarks/rl_batches.py says.
 """
@@ -44,8 +45,8 @@ def main() -> None:
         config = EngineConfig(model=arguments.model, state_dir=Path(state))
         with embedded_engine(config) as endpoint:
             for repeat in range(1 + arguments.repeats):
-                ours = _ours(arguments, dataset, endpoint)
-                theirs = _theirs(arguments, dataset, endpoint)
+                mine, ours = timing.timed(_ours, arguments, dataset, endpoint)
+                peer, theirs = timing.timed(_theirs, arguments, dataset, endpoint)
                 # Later losses drift apart as rounding does.
                 np.testing.assert_allclose(
                     [row["dpo_loss"] for row in ours[: arguments.batches]],
@@ -54,6 +55,11 @@ def main() -> None:
                 )
                 if repeat > 0:  # the first turn compiles
                     _print_turn(arguments, ours, theirs)
+                    print(
+                        f"processor: ours {mine.processor:6.2f} s, peer {peer.processor:6.2f} s, "
+                        f"ratio {mine.processor / peer.processor:.2f}",
+                        flush=True,
+                    )
 
 
 def _print_turn(arguments: argparse.Namespace, ours: list[dict], theirs: list[dict]) -> None:
