@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 CHAT_TEMPLATE = (
@@ -29,6 +30,19 @@ def caches_home(request: pytest.FixtureRequest) -> Iterator[Path]:
         patch.setenv("COOKBOOK_FX_HOME", str(home))
         patch.setenv("TINKER_TELEMETRY", "0")
         yield home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Lets compiled programs go before they crash the process.
+
+    Each holds about ten memory maps, and Linux grants a process 65,530: beyond them XLA dies of a
+    segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
