@@ -21,6 +21,10 @@ from cookbook_fx.lm.lora import LoRA as LoRA
 from cookbook_fx.lm.lora import LoRAConfig as LoRAConfig
 from cookbook_fx.lm.lora import LowRank as LowRank
 from cookbook_fx.lm.lora import init_lora as init_lora
+from cookbook_fx.lm.peft import PeftAdapter as PeftAdapter
+from cookbook_fx.lm.peft import from_peft as from_peft
+from cookbook_fx.lm.peft import merged_tensor as merged_tensor
+from cookbook_fx.lm.peft import to_peft as to_peft
 from cookbook_fx.lm.sampling import SamplingParams as SamplingParams
 from cookbook_fx.lm.training import AdamParams as AdamParams
 from cookbook_fx.lm.training import LossOutput as LossOutput

@@ -21,7 +21,7 @@ def read_config(directory: Path) -> LMConfig:
     Raises:
         ModelError: config.json is missing, torn or describes a model that is not implemented.
     """
-    return config_from_hf(_read_json(directory / "config.json"))
+    return config_from_hf(read_json(directory / "config.json"))
 
 
 def context_length(directory: Path) -> int | None:
@@ -30,7 +30,7 @@ def context_length(directory: Path) -> int | None:
     Raises:
         ModelError: config.json is missing or torn.
     """
-    length = _read_json(directory / "config.json").get("max_position_embeddings")
+    length = read_json(directory / "config.json").get("max_position_embeddings")
     return length if isinstance(length, int) else None
 
 
@@ -42,7 +42,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     """
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        names = shard_names(_read_json(index), source=str(index))
+        names = shard_names(read_json(index), source=str(index))
         files = tuple(directory / name for name in names)
     else:
         files = (directory / "model.safetensors",)
@@ -84,11 +84,11 @@ def load_weights(directory: Path, *, dtype: str = "float32") -> LMWeights:
             architecture is not implemented; named.
     """
     config = read_config(directory)
-    tensors = _Tensors(weight_files(directory))
+    tensors = Tensors(weight_files(directory))
     return weights_from_tensors(config, tensors.read, dtype=dtype)
 
 
-class _Tensors:
+class Tensors:
     """The tensors of several safetensors files by name, read when asked for."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
@@ -103,7 +103,17 @@ class _Tensors:
                 ) from error
             self._file_of.update(dict.fromkeys(file.keys(), file))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor there is."""
+        return tuple(self._file_of)
+
     def read(self, name: str) -> np.ndarray:
+        """A tensor.
+
+        Raises:
+            ModelError: there is none of that name, or it is quantised.
+        """
         file = self._file_of.get(name)
         if file is None:
             raise ModelError(f"no safetensors file in {self._directory} holds the tensor {name}")
@@ -116,7 +126,12 @@ class _Tensors:
         return file.get_tensor(name)
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file of a model directory.
+
+    Raises:
+        ModelError: it is missing, torn or something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
