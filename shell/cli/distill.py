@@ -2,12 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from shell.cli.options import BaseURL
+from shell.cli.recording import Recording, RunDir
 from shell.recipes.distillation.config import Lessons, Teaching
 from shell.recipes.rl.config import Pace
 from shell.training import Adam, ModelChoice, RLCadence, Schedule
@@ -56,8 +56,9 @@ class Distill:
         question: is asked of the student before and after, and of its first teacher.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
-        run_dir: the folder the run leaves: measurements, answers, checkpoints, configuration. A
-            run found there is continued.
+        run_dir: the folder the run leaves, a path or a URL (s3://bucket/run): measurements,
+            answers, checkpoints, configuration. A run found there is continued.
+        recording: what becomes of a run found there, and where its measurements are sent.
         seed: of the initial LoRA weights, of the prompts' order and of what is sampled.
     """
 
@@ -74,7 +75,8 @@ class Distill:
     pace: Pace = field(default_factory=Pace)
     question: str = "What is the capital of France?"
     base_url: BaseURL = None
-    run_dir: Path = Path("runs/distill")
+    run_dir: RunDir = "runs/distill"
+    recording: Recording = field(default_factory=Recording)
     seed: int = 0
 
     def run(self) -> int:
@@ -82,19 +84,24 @@ class Distill:
         from rich.console import Console
 
         from shell.cli.options import engine
+        from shell.cli.recording import open_run
         from shell.recipes.distillation.recipe import (
             MAY_DIFFER,
             WHY_NOT,
             read_lessons,
             run_description,
         )
-        from shell.stores import open_run_folder
 
         console = Console(highlight=False, markup=False, soft_wrap=True)
         prompts = read_lessons(self.choice)
         description = run_description(self.choice, prompts, base_url=self.base_url)
-        with open_run_folder(
-            self.run_dir, config=description, may_differ=MAY_DIFFER, reasons=WHY_NOT
+        with open_run(
+            self.run_dir,
+            self.recording,
+            config=description,
+            console=console,
+            may_differ=MAY_DIFFER,
+            reasons=WHY_NOT,
         ) as folder:
             console.print(f"Run folder: {self.run_dir}")
             latest = folder.checkpoints.latest()

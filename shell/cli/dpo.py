@@ -2,10 +2,10 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shell.cli.options import BaseURL
+from shell.cli.recording import Recording, RunDir
 from shell.training import (
     Adam,
     Cadence,
@@ -50,8 +50,9 @@ class DPO:
         cadence: what is done how often; may be changed when a run is continued.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
-        run_dir: the folder the run leaves: measurements, checkpoints, configuration. A run found
-            there is continued.
+        run_dir: the folder the run leaves, a path or a URL (s3://bucket/run): measurements,
+            checkpoints, configuration. A run found there is continued.
+        recording: what becomes of a run found there, and where its measurements are sent.
         seed: of the initial LoRA weights and of the order of the data.
     """
 
@@ -62,7 +63,8 @@ class DPO:
     adam: Adam = field(default_factory=Adam)
     cadence: Cadence = field(default_factory=lambda: Cadence(eval_every=20))
     base_url: BaseURL = None
-    run_dir: Path = Path("runs/dpo")
+    run_dir: RunDir = "runs/dpo"
+    recording: Recording = field(default_factory=Recording)
     seed: int = 0
 
     def run(self) -> int:
@@ -70,6 +72,7 @@ class DPO:
         from rich.console import Console
 
         from shell.cli.options import engine
+        from shell.cli.recording import open_run
         from shell.cli.report import report_run
         from shell.recipes.preferences import (
             MAY_DIFFER,
@@ -77,13 +80,17 @@ class DPO:
             read_preferences,
             run_description,
         )
-        from shell.stores import open_run_folder
 
         console = Console(highlight=False, markup=False, soft_wrap=True)
         preferences = read_preferences(self.data, seed=self.seed)
         description = run_description(self.config, self.data, preferences, base_url=self.base_url)
-        with open_run_folder(
-            self.run_dir, config=description, may_differ=MAY_DIFFER, reasons=WHY_NOT
+        with open_run(
+            self.run_dir,
+            self.recording,
+            config=description,
+            console=console,
+            may_differ=MAY_DIFFER,
+            reasons=WHY_NOT,
         ) as folder:
             console.print(f"Run folder: {self.run_dir}")
             latest = folder.checkpoints.latest()
@@ -96,7 +103,7 @@ class DPO:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(self, console=console, address=address, loaded=loaded, folder=folder)
                 status = asyncio.run(run)
-            report_run(self.run_dir, console)
+            report_run(folder.path, console)
             return status
 
     @property

@@ -2,12 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from shell.cli.options import BaseURL
+from shell.cli.recording import Recording, RunDir
 from shell.recipes.rl.config import (
     Arithmetic,
     Episodes,
@@ -74,8 +74,9 @@ class RL:
         episodes: how far an episode may go, and what happens where one fails; None is no limit.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
-        run_dir: the folder the run leaves: measurements, episodes, checkpoints, configuration. A
-            run found there is continued.
+        run_dir: the folder the run leaves, a path or a URL (s3://bucket/run): measurements,
+            episodes, checkpoints, configuration. A run found there is continued.
+        recording: what becomes of a run found there, and where its measurements are sent.
         seed: of the initial LoRA weights, of the problems and of what is sampled.
     """
 
@@ -91,7 +92,8 @@ class RL:
     pace: Pace = field(default_factory=Pace)
     episodes: Episodes = field(default_factory=Episodes)
     base_url: BaseURL = None
-    run_dir: Path = Path("runs/rl")
+    run_dir: RunDir = "runs/rl"
+    recording: Recording = field(default_factory=Recording)
     seed: int = 0
 
     def run(self) -> int:
@@ -99,16 +101,21 @@ class RL:
         from rich.console import Console
 
         from shell.cli.options import engine
+        from shell.cli.recording import open_run
         from shell.cli.report import report_run
         from shell.recipes.rl.recipes import MAY_DIFFER, WHY_NOT, run_description
         from shell.recipes.rl.workers import Workers
-        from shell.stores import open_run_folder
 
         console = Console(highlight=False, markup=False, soft_wrap=True)
         description = run_description(self.choice, base_url=self.base_url)
         with (
-            open_run_folder(
-                self.run_dir, config=description, may_differ=MAY_DIFFER, reasons=WHY_NOT
+            open_run(
+                self.run_dir,
+                self.recording,
+                config=description,
+                console=console,
+                may_differ=MAY_DIFFER,
+                reasons=WHY_NOT,
             ) as folder,
             Workers() as workers,
         ):
@@ -123,7 +130,7 @@ class RL:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(config, data, console=console, address=address, folder=folder)
                 status = asyncio.run(run)
-            report_run(self.run_dir, console)
+            report_run(folder.path, console)
             return status
 
     @property

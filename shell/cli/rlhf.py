@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import tyro
 
 from shell.cli.options import BaseURL
+from shell.cli.recording import Recording, RunDir, run_name
 from shell.recipes.rlhf.config import RLHFChoice, Stages
 from shell.training import Adam, ModelChoice
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from shell.cli.options import Address
     from shell.recipes.rlhf.pipeline import RLHFResult
+    from shell.stores import RunFolder
     from shell.stores.run_folder import JSON
     from shell.training.events import Observer
 
@@ -49,7 +51,9 @@ class RLHF:
         adam: the optimizer, AdamW.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
-        run_dir: the folder the run leaves; in it one for each stage.
+        run_dir: the folder the run leaves, a path or a URL as s3://bucket/run; in it one for each
+            stage.
+        recording: what becomes of the stages found there, and where measurements are sent.
         seed: of the initial LoRA weights, of the data's order and of what is sampled.
     """
 
@@ -57,7 +61,8 @@ class RLHF:
     model: ModelChoice = field(default_factory=ModelChoice)
     adam: Adam = field(default_factory=Adam)
     base_url: BaseURL = None
-    run_dir: Path = Path("runs/rlhf")
+    run_dir: RunDir = "runs/rlhf"
+    recording: Recording = field(default_factory=Recording)
     seed: int = 0
 
     def run(self) -> int:
@@ -92,6 +97,7 @@ async def _train(
     from cookbook_fx.renderers import get_renderer
     from shell.cli.interrupts import stop_on_signal
     from shell.cli.progress import Watcher
+    from shell.cli.recording import open_run
     from shell.clients import connect
     from shell.hub import load_tokenizer, resolve_model
     from shell.hub.weights import context_length
@@ -102,6 +108,15 @@ async def _train(
         console.print(f"\n{_TITLES[stage]}", style="bold")
         with Watcher(console) as watcher:
             yield watcher
+
+    def opened(stage: str, config: "Mapping[str, JSON]") -> "AbstractContextManager[RunFolder]":
+        name = f"{run_name(command.run_dir, command.recording)}-{stage}"
+        return open_run(
+            f"{command.run_dir.rstrip('/')}/{stage}",
+            replace(command.recording, run_name=name),
+            config=config,
+            console=console,
+        )
 
     source = resolve_model(command.model.model, with_weights=command.base_url is None)
     tokenizer = load_tokenizer(source.directory)
@@ -114,7 +129,7 @@ async def _train(
                 renderer=get_renderer(chosen_renderer(command.model), tokenizer),
                 tokenizer=tokenizer,
                 context_length=context_length(source.directory),
-                folder=command.run_dir,
+                opened=opened,
                 description=description,
                 watched=watched,
                 stop=stop,

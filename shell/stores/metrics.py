@@ -3,9 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,18 +14,29 @@ from cookbook_fx.errors import DataError
 from shell.stores.files import storing, write_atomically
 
 Scalar = bool | int | float | str | None
-Metrics = Mapping[str, Scalar | np.generic]
+# Any: the scalars of every array library, as JAX's.
+Metrics = Mapping[str, Any]
+
+
+def _nobody(first_step: int) -> None:
+    """Where nobody is told that a run goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsFile:
     """The measurements of a run, appended step by step.
 
-    Values are plain or numpy scalars, strings or None. NaN and infinities have no JSON and are
-    written as null. Every row is on the disk before `append` returns.
+    Values are plain scalars, those of numpy, JAX or another array library, strings or None. NaN
+    and infinities have no JSON and are written as null. Every row is on the disk before `append`
+    returns.
+
+    Args:
+        path: the file.
+        continued: told by `keep_before` from which step on rows follow.
     """
 
     path: Path
+    continued: Callable[[int], None] = _nobody
 
     def append(self, step: int, metrics: Metrics) -> None:
         """Adds the row of `step`.
@@ -71,12 +83,12 @@ class MetricsFile:
             DataError: as `rows`.
             StorageError: the file cannot be replaced; it is unchanged.
         """
-        if not self.path.exists():
-            return
-        kept = [row for row in self.rows() if row["step"] < step]
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-        if text != self.path.read_text(encoding="utf-8", errors="replace"):
-            write_atomically(self.path, text, what="the metrics")
+        if self.path.exists():
+            kept = [row for row in self.rows() if row["step"] < step]
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+            if text != self.path.read_text(encoding="utf-8", errors="replace"):
+                write_atomically(self.path, text, what="the metrics")
+        self.continued(step)
 
 
 class MetricsReader:
@@ -127,12 +139,14 @@ def _line(step: int, metrics: Metrics) -> str:
 
 
 def _plain(name: str, value: object) -> Scalar:
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    plain = value
+    if not isinstance(value, bool | int | float | str | None) or isinstance(value, np.generic):
+        array = np.asarray(value)
+        plain = array.item() if array.ndim == 0 else value
+    if plain is None or isinstance(plain, bool | int | str):
+        return plain
+    if isinstance(plain, float):
+        return plain if math.isfinite(plain) else None
     raise DataError(
         f"metric {name!r} must be a number, a string, a bool or None, got {type(value).__name__}"
     )

@@ -2,10 +2,13 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import filelock
 
@@ -22,6 +25,18 @@ _ABSENT = "(absent)"
 
 ROLLOUTS = "rollouts.jsonl"
 BATCHES = "batches.jsonl"
+CHECKPOINTS = "checkpoints"
+
+Existing = Literal["resume", "delete", "raise"]
+
+# All that a run of ours may have left, in the order of deletion: what is left when that is
+# interrupted is a run still, and without checkpoints one that begins anew.
+_LEFT_BY_RUNS = (
+    *(CHECKPOINTS, "*.jsonl", "code*.diff", CODE, "loggers.json", "mirror.json"),
+    *("report*.html", "logtree*", "trace*", "timing*", "tensorboard", "wandb", "config.json"),
+    # Of a file that was being written when its process was killed.
+    ".*.json*",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +68,7 @@ def open_run_folder(
     config: Mapping[str, JSON],
     may_differ: tuple[str, ...] = (),
     reasons: Mapping[str, str] | None = None,
+    existing: Existing = "resume",
 ) -> Iterator[RunFolder]:
     """Opens the folder of the run that `config` describes, for this process alone.
 
@@ -66,10 +82,11 @@ def open_run_folder(
         config: everything that decides the result of the run.
         may_differ: fields or sections of `config`, by dotted name, that do not.
         reasons: why a field may not differ, by dotted name, where that is not plain.
+        existing: what becomes of a run found there: it is continued, deleted, or refused.
 
     Raises:
         ConfigurationError: the folder belongs to another run or is no run folder, or another
-            process is using it.
+            process is using it, or a run is there and not to be.
         DataError: its `config.json` or `code.json` is damaged.
         StorageError: it cannot be written.
     """
@@ -86,8 +103,16 @@ def open_run_folder(
                 "--run-dir"
             ) from error
     try:
+        if holds_run(path):
+            if existing == "raise":
+                raise ConfigurationError(
+                    f"{path} holds a run already; choose another --run-dir, or --existing resume "
+                    "or delete"
+                )
+            if existing == "delete":
+                _delete_run(path)
         _claim(path, config, may_differ=may_differ, reasons=reasons or {})
-        with RunCheckpoints(path / "checkpoints") as checkpoints:
+        with RunCheckpoints(path / CHECKPOINTS) as checkpoints:
             latest = checkpoints.latest()
             if latest is None or not latest.final:
                 CodeFile(path=path / CODE).record(Path.cwd())
@@ -114,6 +139,37 @@ def is_running(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+def holds_run(path: Path) -> bool:
+    """Whether there is a run in a folder that has done or saved anything."""
+    return (path / "config.json").exists() and _has_begun(path)
+
+
+def _delete_run(path: Path) -> None:
+    """Empties the folder of a run.
+
+    Raises:
+        ConfigurationError: something in it is not of a run; nothing was deleted.
+        StorageError: it cannot be deleted.
+    """
+    entries = list(path.iterdir())
+    strangers = sorted(
+        entry.name
+        for entry in entries
+        if entry.is_symlink() or not any(fnmatch(entry.name, name) for name in _LEFT_BY_RUNS)
+        if entry.name != ".lock"
+    )
+    if strangers:
+        raise ConfigurationError(
+            f"{path} is not deleted, as it holds what no run leaves: {', '.join(strangers[:5])}; "
+            "move that away, or choose another --run-dir"
+        )
+    with storing(path, what="the deletion of the run"):
+        for name in _LEFT_BY_RUNS:
+            for entry in entries:
+                if fnmatch(entry.name, name) and entry.exists():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _claim(
@@ -160,7 +216,7 @@ def _claim(
 
 def _has_begun(path: Path) -> bool:
     """Whether anything was rolled out, measured or saved in a run folder."""
-    checkpoints = path / "checkpoints"
+    checkpoints = path / CHECKPOINTS
     return any((path / name).exists() for name in ("metrics.jsonl", ROLLOUTS)) or (
         checkpoints.is_dir() and any(checkpoints.iterdir())
     )

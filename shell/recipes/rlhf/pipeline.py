@@ -6,7 +6,7 @@ Reference: Ouyang et al. 2022, Training language models to follow instructions w
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -29,7 +29,7 @@ from shell.recipes.rlhf.config import RLHFChoice
 from shell.rollouts import RetryOnFailure, RolloutOptions
 from shell.rollouts.preference_env import PairwisePreferenceDataset
 from shell.rollouts.preference_model import PreferenceModelFromChatRenderer
-from shell.stores import RunCheckpoint, RunFolder, open_run_folder
+from shell.stores import RunCheckpoint, RunFolder
 from shell.stores.run_folder import JSON
 from shell.training import (
     Cadence,
@@ -72,7 +72,7 @@ class RLHFRun:
         renderer: the model's chat format.
         tokenizer: the model's.
         context_length: tokens that the model can read, if known.
-        folder: of the run; each stage has a folder in it.
+        opened: opens the folder of a stage, by its name, for the run of a configuration.
         description: as from `run_description`; a stage's folder is that of this run or refused.
         watched: gives an observer for a stage while it goes on, by the stage's name.
         stop: when set, the stage under way is finished in good order and none follows.
@@ -83,7 +83,7 @@ class RLHFRun:
     renderer: Renderer
     tokenizer: Tokenizer
     context_length: int | None
-    folder: Path
+    opened: Callable[[str, Mapping[str, JSON]], AbstractContextManager[RunFolder]]
     description: Mapping[str, JSON]
     watched: Callable[[str], Iterator[Observer]]
     stop: asyncio.Event
@@ -229,11 +229,8 @@ class RLHFRun:
             return await self.service.sampler(base_model=self.choice.model.model)
         return await self.service.sampler(path=checkpoint.sampler_path)
 
-    @contextmanager
-    def _folder(self, stage: str) -> Iterator[RunFolder]:
-        described = {**self.description, "stage": stage}
-        with open_run_folder(self.folder / stage, config=described) as folder:
-            yield folder
+    def _folder(self, stage: str) -> AbstractContextManager[RunFolder]:
+        return self.opened(stage, {**self.description, "stage": stage})
 
 
 def _from(model: ModelChoice, start: RunCheckpoint | None) -> ModelChoice:
