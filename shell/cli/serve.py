@@ -1,6 +1,7 @@
 """`cookbook-fx serve`: the engine alone, for any Tinker program."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,22 +20,29 @@ class Serve:
         host: address to listen on; any but a loopback address needs --api-key.
         port: port to listen on; 0 is any free one.
         api_key: what clients must send, beginning with tml-; None makes one up.
+        api_keys: file with a name and a key on each line, one for every user: what one of them
+            makes is invisible to the others.
     """
 
     model: str = "smollm2-135m-instruct"
     host: str = "127.0.0.1"
     port: int = 0
     api_key: str | None = None
+    api_keys: Path | None = None
 
     def run(self) -> int:
         """Serves until interrupted."""
         from rich.console import Console
 
-        from shell.engine.serve import EngineConfig, serve
+        from shell.engine.serve import EngineConfig, read_keys, serve
 
         console = Console(highlight=False, soft_wrap=True, markup=False)
         config = EngineConfig(
-            model=self.model, host=self.host, port=self.port, api_key=self.api_key
+            model=self.model,
+            host=self.host,
+            port=self.port,
+            api_key=self.api_key,
+            api_keys={} if self.api_keys is None else read_keys(self.api_keys),
         )
         serve(config, say=console.print)
         return 0

@@ -1,10 +1,13 @@
-"""The HTTP face of the engine: routes, the key check, and errors as replies."""
+"""The HTTP face of the engine: routes, whose request it is, and errors as replies."""
 
 import asyncio
 import contextlib
 import hmac
+import io
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tarfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,15 +16,17 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
+from cookbook_fx.errors import ConfigurationError, CookbookError, DataError, ServiceError
 from shell.engine import wire
 from shell.engine.checkpoints import Checkpoint, CheckpointPath, NoSuchCheckpoint, parse_path
 from shell.engine.futures import Done, Failed
 from shell.engine.requests import Submission
 from shell.engine.service import Busy, Service
 from shell.engine.sessions import Finished, Unknown
+from shell.engine.tokens import Signer
+from shell.hub.adapters import ADAPTER_CONFIG, adapter_files
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Service, Request], Awaitable[Response]]
@@ -31,23 +36,38 @@ _PREFIX = "/api/v1"
 # A batch as the user made it arrives as one request, and is packed as a whole.
 _CLIENT_CONFIG = {
     "fwdbwd_max_chunk_len": 1_000_000,
-    "fwdbwd_max_chunk_bytes_count": 1_000_000_000,
+    "fwdbwd_max_chunk_bytes_count": 200_000_000,
     "fwdbwd_dispatch_bytes_semaphore_size": 2_000_000_000,
 }
-_DYNAMIC_CONFIG = {"refresh_interval_sec": 86_400}
+# A sample that nobody waits for any more need not be finished.
+_DYNAMIC_CONFIG = {"refresh_interval_sec": 86_400, "sample_cancel_enabled": True}
+_TOKEN_SECONDS = 3600.0
+# These are asked for without a key: a probe, and files under signed addresses.
+_OPEN = (f"{_PREFIX}/healthz", f"{_PREFIX}/downloads/")
+
+
+class TooLarge(ServiceError):
+    """A request body beyond what the engine reads."""
 
 
 class RequireKey:
-    """Answers 401 to every request without the key, except the readiness probe."""
+    """Finds out whose request it is; answers 401 if it is nobody's.
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    Args:
+        app: what answers the others, with the owner's name in the scope.
+        keys: of each owner, by name.
+        signer: of the tokens that may stand for a key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Mapping[str, str], signer: Signer) -> None:
         self._app = app
-        self._key = api_key.encode()
+        self._keys = {name: key.encode() for name, key in keys.items()}
+        self._signer = signer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != f"{_PREFIX}/healthz":
-            given = Headers(scope=scope).get("x-api-key", "").encode()
-            if not hmac.compare_digest(given, self._key):
+        if scope["type"] == "http" and not scope["path"].startswith(_OPEN):
+            owner = self._owner(Headers(scope=scope).get("x-api-key", ""))
+            if owner is None:
                 refusal = _json(
                     {
                         "detail": "wrong or missing API key: send the engine's key in X-API-Key "
@@ -55,41 +75,63 @@ class RequireKey:
                     },
                     status=401,
                 )
+                # So the SDK knows that a token, if it was one, is to be replaced.
+                refusal.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
                 await refusal(scope, receive, send)
                 return
+            scope["owner"] = owner
         await self._app(scope, receive, send)
 
+    def _owner(self, given: str) -> str | None:
+        # Every key is compared, and each in constant time.
+        matches = [
+            name for name, key in self._keys.items() if hmac.compare_digest(given.encode(), key)
+        ]
+        if not matches and given.startswith("eyJ"):
+            with contextlib.suppress(Unknown):
+                claims = self._signer.read(given)
+                matches = [claims["sub"]] if claims["use"] == "key" else []
+        return matches[0] if matches else None
 
-def make_app(start: Callable[[], Service], *, api_key: str) -> ASGIApp:
+
+def make_app(start: Callable[[], Mapping[str, Service]], *, keys: Mapping[str, str]) -> ASGIApp:
     """The ASGI application.
 
     Args:
-        start: makes the service; called on the event loop that serves it.
-        api_key: what clients must send.
+        start: makes the services by the names of their owners; called on the event loop that
+            serves them.
+        keys: what the clients of each owner must send.
     """
+    signer = Signer()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        service = start()
-        app.state.service = service
-        upkeep = asyncio.create_task(service.maintain())
+        services = start()
+        app.state.services = services
+        app.state.signer = signer
         try:
-            yield
+            async with asyncio.TaskGroup() as upkeep:
+                tasks = [upkeep.create_task(service.maintain()) for service in services.values()]
+                yield
+                for task in tasks:
+                    task.cancel()
         finally:
-            upkeep.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await upkeep
-            await service.stop()
+            for service in services.values():
+                await service.stop()
 
     app = Starlette(
         routes=[
-            Route(_PREFIX + path, _endpoint(handler), methods=[method])
-            for method, path, handler in _ROUTES
+            Route(f"{_PREFIX}/healthz", _healthz),
+            Route(f"{_PREFIX}/downloads/{{token}}/{{name}}", _download),
+            *(
+                Route(_PREFIX + path, _endpoint(handler), methods=[method])
+                for method, path, handler in _ROUTES
+            ),
         ],
         lifespan=lifespan,
         exception_handlers={404: _no_route, 405: _no_route, Exception: _internal_error},
     )
-    return RequireKey(app, api_key)
+    return RequireKey(app, keys, signer)
 
 
 def _json(values: Any, *, status: int = 200) -> Response:
@@ -102,12 +144,35 @@ def _json(values: Any, *, status: int = 200) -> Response:
 
 def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        service: Service = request.app.state.services[request.scope["owner"]]
+        bounded = Request(request.scope, _bounded(request.receive, service.limits.max_body_bytes))
         try:
-            return await handler(request.app.state.service, request)
+            return await handler(service, bounded)
         except CookbookError as error:
-            return _json({"detail": str(error)}, status=_status(error))
+            return _refusal(error)
 
     return endpoint
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    read = 0
+
+    async def bounded() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise TooLarge(f"a request body may have {most} bytes, and this has more; split it")
+        return message
+
+    return bounded
+
+
+def _refusal(error: CookbookError) -> Response:
+    reply = _json({"detail": str(error)}, status=_status(error))
+    if isinstance(error, Busy):
+        reply.headers["Retry-After"] = "1"
+    return reply
 
 
 def _status(error: CookbookError) -> int:
@@ -116,6 +181,8 @@ def _status(error: CookbookError) -> int:
             return 404
         case Finished():
             return 410
+        case TooLarge():
+            return 413
         case Busy():
             return 429
         case ConfigurationError() | DataError():
@@ -142,8 +209,14 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 # --- service ------------------------------------------------------------------------------------
 
 
-async def _healthz(service: Service, request: Request) -> Response:
+async def _healthz(request: Request) -> Response:
     return _json({"status": "ok"})
+
+
+async def _token(service: Service, request: Request) -> Response:
+    claims = {"use": "key", "sub": request.scope["owner"]}
+    token = request.app.state.signer.sign(claims, seconds=_TOKEN_SECONDS)
+    return _json({"jwt": token})
 
 
 async def _client_config(service: Service, request: Request) -> Response:
@@ -288,6 +361,24 @@ async def _create_sampling_session(service: Service, request: Request) -> Respon
     return _json({"type": "create_sampling_session", "sampling_session_id": sampler_id})
 
 
+async def _join_sampling_session(service: Service, request: Request) -> Response:
+    given = wire.fields(await request.body(), where="join_sampling_session")
+    number = service.join_sampler(given.text("sampling_session_id"))
+    return _json({"type": "join_sampling_session", "client_counter": number})
+
+
+async def _retrieve_futures(service: Service, request: Request) -> Response:
+    asked = wire.retrieve_futures(await request.body())
+    completions = await service.completions(asked)
+    return _json(wire.completions(completions, cursor=asked.cursor))
+
+
+async def _cancel_future(service: Service, request: Request) -> Response:
+    given = wire.fields(await request.body(), where="cancel_future")
+    service.cancel(given.text("request_id"))
+    return Response(status_code=204)
+
+
 async def _get_sampler(service: Service, request: Request) -> Response:
     sampler = service.sessions.sampler(request.path_params["sampler_id"])
     return _json(
@@ -328,7 +419,8 @@ async def _list_training_runs(service: Service, request: Request) -> Response:
     by_model: dict[str, list[Checkpoint]] = {
         model.model_id: [] for model in service.sessions.models()
     }
-    for checkpoint in await asyncio.to_thread(service.store.list):
+    accessible = request.query_params.get("access_scope") == "accessible"
+    for checkpoint in await asyncio.to_thread(service.store.list, accessible=accessible):
         by_model.setdefault(checkpoint.path.model_id, []).append(checkpoint)
     page, cursor = _page(list(by_model), request)
     runs = [_training_run(service, model_id, by_model[model_id]) for model_id in page]
@@ -337,7 +429,8 @@ async def _list_training_runs(service: Service, request: Request) -> Response:
 
 async def _get_training_run(service: Service, request: Request) -> Response:
     model_id = request.path_params["model_id"]
-    checkpoints = await asyncio.to_thread(service.store.list, model_id)
+    accessible = request.query_params.get("access_scope") == "accessible"
+    checkpoints = await asyncio.to_thread(service.store.list, model_id, accessible=accessible)
     if not checkpoints and service.sessions.find_model(model_id) is None:
         raise Unknown(f"there is no training run {model_id}")
     return _json(_training_run(service, model_id, list(checkpoints)))
@@ -351,7 +444,7 @@ def _training_run(service: Service, model_id: str, checkpoints: list[Checkpoint]
     return _present(
         training_run_id=model_id,
         base_model=model.base_model if model is not None else checkpoints[-1].base_model,
-        model_owner="local",
+        model_owner=checkpoints[-1].owner if model is None else service.store.owner,
         is_lora=True,
         lora_rank=None if lora is None else lora.rank,
         last_request_time=_iso(last_request),
@@ -380,6 +473,65 @@ async def _set_ttl(service: Service, request: Request) -> Response:
     return Response(status_code=204)
 
 
+def _publish(*, public: bool) -> Handler:
+    async def handler(service: Service, request: Request) -> Response:
+        await asyncio.to_thread(service.store.publish, _path(request), public=public)
+        return Response(status_code=204)
+
+    return handler
+
+
+async def _external_weights_urls(service: Service, request: Request) -> Response:
+    model_id, name = request.path_params["model_id"], request.path_params["name"]
+    path = parse_path(f"tinker://{model_id}/external_weights/{name}")
+    checkpoint = await asyncio.to_thread(service.store.find, path)
+    address, expires = _signed(request, checkpoint)
+    urls = {name: f"{address}/{name}" for name in _ADAPTER_FILES}
+    return _json({"urls": urls, "expires": _iso(expires)})
+
+
+async def _archive_url(service: Service, request: Request) -> Response:
+    """Where SDKs before 0.38 download a checkpoint from, as one file."""
+    checkpoint = await asyncio.to_thread(service.store.find, _path(request))
+    address, expires = _signed(request, checkpoint)
+    return _json({"url": f"{address}/{_ARCHIVE}", "expires": _iso(expires)})
+
+
+def _signed(request: Request, checkpoint: Checkpoint) -> tuple[str, float]:
+    """An address that the files of a checkpoint are under for a while, and until when."""
+    claims = {"use": "download", "sub": request.scope["owner"], "path": str(checkpoint.path)}
+    token = request.app.state.signer.sign(claims, seconds=_TOKEN_SECONDS)
+    return f"{request.base_url}{_PREFIX[1:]}/downloads/{token}", time.time() + _TOKEN_SECONDS
+
+
+async def _download(request: Request) -> Response:
+    token, name = request.path_params["token"], request.path_params["name"]
+    try:
+        claims = request.app.state.signer.read(token)
+        if claims["use"] != "download" or name not in (*_ADAPTER_FILES, _ARCHIVE):
+            raise Unknown(f"there is no file {name}")
+        service: Service = request.app.state.services[claims["sub"]]
+        content = await asyncio.to_thread(_file, service, parse_path(claims["path"]), name)
+    except CookbookError as error:
+        return _refusal(error)
+    return Response(content, media_type="application/octet-stream")
+
+
+def _file(service: Service, path: CheckpointPath, name: str) -> bytes:
+    adapter = service.store.load_adapter(service.store.find(path))
+    files = adapter_files(adapter, base_model=service.base.tokenizer_name)
+    if name != _ARCHIVE:
+        return files[name]
+    archive = io.BytesIO()
+    # The marker is what the SDK takes for the end of a whole archive.
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for member, content in {**files, "checkpoint_complete": b""}.items():
+            described = tarfile.TarInfo(member)
+            described.size = len(content)
+            tar.addfile(described, io.BytesIO(content))
+    return archive.getvalue()
+
+
 async def _bare_checkpoint_id(service: Service, request: Request) -> Response:
     raise DataError(
         "a checkpoint id is SEGMENT/NAME, for example weights/step-10; "
@@ -402,11 +554,11 @@ def _checkpoint(checkpoint: Checkpoint) -> Any:
     segment, name = checkpoint.path.segment, checkpoint.path.name
     return _present(
         checkpoint_id=f"{segment}/{name}",
-        checkpoint_type="training" if segment == "weights" else "sampler",
+        checkpoint_type=_CHECKPOINT_TYPES[segment],
         time=_iso(checkpoint.saved_at),
         tinker_path=str(checkpoint.path),
         size_bytes=checkpoint.size_bytes,
-        public=False,
+        public=checkpoint.public,
         user_metadata=checkpoint.user_metadata,
         expires_at=None if checkpoint.expires_at is None else _iso(checkpoint.expires_at),
     )
@@ -431,10 +583,16 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
+_ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
+_ARCHIVE = "checkpoint.tar"
+_CHECKPOINT_TYPES = {
+    "weights": "training",
+    "sampler_weights": "sampler",
+    "external_weights": "external",
+}
 _CHECKPOINT = "/training_runs/{model_id}/checkpoints/{segment}/{name}"
 
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/healthz", _healthz),
     ("POST", "/client/config", _client_config),
     ("POST", "/client/dynamic_config", _dynamic_config),
     ("GET", "/get_server_capabilities", _capabilities),
@@ -463,13 +621,19 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", _CHECKPOINT, _delete_checkpoint),
     ("PUT", f"{_CHECKPOINT}/ttl", _set_ttl),
     ("DELETE", "/training_runs/{model_id}/checkpoints/{name}", _bare_checkpoint_id),
-    ("POST", f"{_CHECKPOINT}/publish", _not_offered),
-    ("DELETE", f"{_CHECKPOINT}/publish", _not_offered),
-    ("GET", f"{_CHECKPOINT}/external_weights_urls", _not_offered),
-    ("POST", "/save_weights_external", _not_offered),
-    ("POST", "/retrieve_futures", _not_offered),
-    ("POST", "/join_sampling_session", _not_offered),
-    ("POST", "/cancel_future", _not_offered),
+    ("POST", f"{_CHECKPOINT}/publish", _publish(public=True)),
+    ("DELETE", f"{_CHECKPOINT}/publish", _publish(public=False)),
+    (
+        "GET",
+        "/training_runs/{model_id}/checkpoints/external_weights/{name}/external_weights_urls",
+        _external_weights_urls,
+    ),
+    ("GET", f"{_CHECKPOINT}/archive", _archive_url),
+    ("POST", "/save_weights_external", _submit(wire.save_weights_external)),
+    ("POST", "/retrieve_futures", _retrieve_futures),
+    ("POST", "/join_sampling_session", _join_sampling_session),
+    ("POST", "/cancel_future", _cancel_future),
+    ("POST", "/auth/token", _token),
+    # The SDK asks for it only if client/config says so; without, it computes the loss itself.
     ("POST", "/create_custom_loss", _not_offered),
-    ("POST", "/auth/token", _not_offered),
 )

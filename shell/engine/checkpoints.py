@@ -7,6 +7,7 @@ previous checkpoint or the new one, whole.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote
@@ -30,11 +31,17 @@ from cookbook_fx.errors import ConfigurationError, DataError, ServiceError, Stor
 from cookbook_fx.lm import LMConfig, LoRA, LoRAConfig, TrainState, init_lora, init_train_state
 
 log = logging.getLogger(__name__)
-Segment = Literal["weights", "sampler_weights"]
+Segment = Literal["weights", "sampler_weights", "external_weights"]
 Tree = TypeVar("Tree")
 
 _SCHEME = "tinker://"
-_SEGMENTS: Mapping[str, Segment] = {"weights": "weights", "sampler_weights": "sampler_weights"}
+_SEGMENTS: Mapping[str, Segment] = {
+    "weights": "weights",
+    "sampler_weights": "sampler_weights",
+    "external_weights": "external_weights",
+}
+# Who everything belongs to where nobody was told apart.
+LOCAL = "local"
 # One path component that cannot be hidden, relative or contain a separator on any system.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:=+@,~-]{0,149}")
 _LONGEST_SAVE_SECONDS = 86400.0
@@ -104,7 +111,10 @@ def base_model_of(root: Path, path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What is known of a checkpoint without reading its arrays; times are seconds since 1970."""
+    """What is known of a checkpoint without reading its arrays; times are seconds since 1970.
+
+    A `public` one can be read, but not changed, by others than its owner.
+    """
 
     path: CheckpointPath
     base_model: str
@@ -114,6 +124,8 @@ class Checkpoint:
     user_metadata: Mapping[str, str] | None
     size_bytes: int
     data: str
+    owner: str = LOCAL
+    public: bool = False
 
 
 def expiry(ttl_seconds: int | None, now: float) -> float | None:
@@ -148,6 +160,7 @@ class CheckpointStore:
         self._root = root
         self._config = config
         self._base_model = base_model
+        self.owner = LOCAL
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -156,6 +169,12 @@ class CheckpointStore:
                 "COOKBOOK_FX_HOME be a folder that is yours to write to"
             ) from error
         self._discard_leftovers()
+
+    def owned_by(self, owner: str) -> "CheckpointStore":
+        """The same checkpoints as another owner may see and use them."""
+        theirs = copy.copy(self)
+        theirs.owner = owner
+        return theirs
 
     def save(
         self,
@@ -195,6 +214,7 @@ class CheckpointStore:
                 user_metadata=user_metadata,
                 size_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
                 data=data,
+                owner=self.owner,
             )
             self._write(checkpoint)
         # Orbax reports a failed write as one of several unrelated exceptions.
@@ -230,15 +250,13 @@ class CheckpointStore:
         )
 
     def find(self, path: CheckpointPath) -> Checkpoint:
-        """What is stored under a path.
+        """What is stored under a path, of one's own or published.
 
         Raises:
-            NoSuchCheckpoint: nothing, or something that has expired.
+            NoSuchCheckpoint: nothing, or what has expired or is kept by others to themselves.
             DataError: a checkpoint of another base model.
         """
-        checkpoint = self._read(path)
-        if checkpoint is None or _expired(checkpoint, time.time()):
-            raise NoSuchCheckpoint(f"there is no checkpoint {path} (any more)")
+        checkpoint = self._existing(path)
         if checkpoint.base_model != self._base_model:
             raise DataError(
                 f"{path} belongs to the base model {checkpoint.base_model!r}; "
@@ -246,8 +264,10 @@ class CheckpointStore:
             )
         return checkpoint
 
-    def list(self, model_id: str | None = None) -> tuple[Checkpoint, ...]:
-        """All checkpoints, or one model's, oldest first."""
+    def list(
+        self, model_id: str | None = None, *, accessible: bool = False
+    ) -> tuple[Checkpoint, ...]:
+        """All one's own checkpoints, or one model's, oldest first; also published ones if asked."""
         # No model has another name, and `..` would look outside of the root.
         if model_id is not None and not _NAME.fullmatch(model_id):
             return ()
@@ -256,31 +276,28 @@ class CheckpointStore:
         found = [
             checkpoint
             for record in self._root.glob(f"{pattern}/*/*.json")
-            if (checkpoint := _readable(record)) is not None and not _expired(checkpoint, now)
+            if (checkpoint := _readable(record)) is not None
+            and not _expired(checkpoint, now)
+            and (checkpoint.owner == self.owner or (accessible and checkpoint.public))
         ]
         return tuple(sorted(found, key=lambda checkpoint: checkpoint.saved_at))
 
     def delete(self, path: CheckpointPath) -> None:
-        """Removes a checkpoint.
+        """Removes a checkpoint of one's own.
 
         Raises:
             NoSuchCheckpoint: there is none.
         """
-        checkpoint = self._read(path)
-        if checkpoint is None:
-            raise NoSuchCheckpoint(f"there is no checkpoint {path} (any more)")
-        self._record(path).unlink()
-        self._discard_data(checkpoint)
+        self._remove(self._own(path))
 
     def set_ttl(self, path: CheckpointPath, ttl_seconds: int | None) -> None:
-        """Lets a checkpoint live that much longer from now; None for ever."""
-        checkpoint = self.find(path)
-        values = asdict(checkpoint) | {
-            "path": path,
-            "lora": checkpoint.lora,
-            "expires_at": expiry(ttl_seconds, time.time()),
-        }
-        self._write(Checkpoint(**values))
+        """Lets a checkpoint of one's own live that much longer from now; None for ever."""
+        expires_at = expiry(ttl_seconds, time.time())
+        self._write(replace(self._own(path), expires_at=expires_at))
+
+    def publish(self, path: CheckpointPath, *, public: bool) -> None:
+        """Lets everybody with a key read a checkpoint of one's own by its path, or nobody else."""
+        self._write(replace(self._own(path), public=public))
 
     def sweep(self) -> None:
         """Removes checkpoints whose time is over."""
@@ -288,7 +305,28 @@ class CheckpointStore:
         for record in self._root.glob("*/*/*.json"):
             checkpoint = _readable(record)
             if checkpoint is not None and _expired(checkpoint, now):
-                self.delete(checkpoint.path)
+                self._remove(checkpoint)
+
+    def _existing(self, path: CheckpointPath) -> Checkpoint:
+        checkpoint = self._read(path)
+        if (
+            checkpoint is None
+            or _expired(checkpoint, time.time())
+            or not (checkpoint.public or checkpoint.owner == self.owner)
+        ):
+            raise NoSuchCheckpoint(f"there is no checkpoint {path} (any more)")
+        return checkpoint
+
+    def _own(self, path: CheckpointPath) -> Checkpoint:
+        checkpoint = self._existing(path)
+        if checkpoint.owner != self.owner:
+            raise NoSuchCheckpoint(f"there is no checkpoint {path} of your own")
+        return checkpoint
+
+    def _remove(self, checkpoint: Checkpoint) -> None:
+        # Another engine on the same root may have been quicker.
+        self._record(checkpoint.path).unlink(missing_ok=True)
+        self._discard_data(checkpoint)
 
     def _abstract(self, lora: LoRAConfig) -> TrainState:
         sharding = SingleDeviceSharding(jax.devices()[0])

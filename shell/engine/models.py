@@ -7,7 +7,7 @@ the gradients that made a step fail are dropped: keeping them would fail every l
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cookbook_fx.errors import ConfigurationError, DataError
@@ -31,11 +31,13 @@ from shell.engine.checkpoints import (
     Segment,
     parse_path,
 )
+from shell.engine.memory import Memory
 from shell.engine.requests import (
     ForwardBackward,
     LoadState,
     Operation,
     OptimStep,
+    SaveExternal,
     SaveForSampler,
     SaveState,
     Unusable,
@@ -65,40 +67,56 @@ class Loaded:
     path: str
 
 
+_SEGMENTS: Mapping[type[Operation], Segment] = {
+    SaveState: "weights",
+    SaveForSampler: "sampler_weights",
+    SaveExternal: "external_weights",
+}
 Result = LossOutput | OptimReport | Checkpoint | Snapshot | Loaded
 
 
 class Models:
-    """All models of an engine by id; used from the compute thread only.
+    """All models of one key's clients by id; used from the compute thread only.
 
     Args:
         base: the base model.
         store: where states are saved.
+        memory: what there is room for.
         between: called now and then in the middle of a long operation.
     """
 
     def __init__(
-        self, base: LMWeights, store: CheckpointStore, *, between: Callable[[], object]
+        self,
+        base: LMWeights,
+        store: CheckpointStore,
+        memory: Memory,
+        *,
+        between: Callable[[], object],
     ) -> None:
         self._base = base
         self._store = store
+        self._memory = memory
         self._between = between
         self._models: dict[str, Model] = {}
 
     def create(self, model_id: str, lora: LoRAConfig) -> None:
         """A fresh adapter."""
+        self._memory.take_model(model_id, lora)
         self._models[model_id] = Model(
             lora=lora, state=init_train_state(init_lora(self._base.config, lora))
         )
 
     def create_from_state(self, model_id: str, path: str, *, with_optimizer: bool) -> LoRAConfig:
         """An adapter as a checkpoint has it, and of its shape."""
-        self._models[model_id] = self._load(path, with_optimizer=with_optimizer)
-        return self._models[model_id].lora
+        loaded = self._load(path, with_optimizer=with_optimizer)
+        self._memory.take_model(model_id, loaded.lora)
+        self._models[model_id] = loaded
+        return loaded.lora
 
     def drop(self, model_id: str) -> None:
         """Frees what a model holds."""
         self._models.pop(model_id, None)
+        self._memory.give_back(model_id)
 
     def perform(self, model_id: str, operation: Operation) -> Result:
         """Runs one operation.
@@ -114,11 +132,13 @@ class Models:
         match operation:
             case Unusable(reason=reason):
                 raise DataError(reason)
-            case ForwardBackward(forward_only=True):
+            case ForwardBackward(datums=datums, forward_only=True):
+                self._memory.require_pass(datums)
                 return forward(
                     self._base, model.state.adapter, operation.datums, loss=operation.loss
                 )
-            case ForwardBackward():
+            case ForwardBackward(datums=datums):
+                self._memory.require_pass(datums)
                 self._models[model_id], output = _accumulate(
                     self._base, model, operation, between=self._between
                 )
@@ -129,19 +149,18 @@ class Models:
                 state, report = optim_step(model.state, model.gradients, adam)
                 self._models[model_id] = replace(model, state=state, gradients=None)
                 return report
-            case SaveState():
-                return self._save(model_id, model, "weights", operation)
             case SaveForSampler(name=None):
                 return Snapshot(adapter=model.state.adapter)
-            case SaveForSampler():
-                return self._save(model_id, model, "sampler_weights", operation)
+            case SaveState() | SaveForSampler() | SaveExternal():
+                return self._save(model_id, model, operation)
             case LoadState(path=path, with_optimizer=with_optimizer):
                 self._models[model_id] = self._load_into(model, path, with_optimizer=with_optimizer)
                 return Loaded(path=path)
 
     def _save(
-        self, model_id: str, model: Model, segment: Segment, operation: SaveState | SaveForSampler
+        self, model_id: str, model: Model, operation: SaveState | SaveForSampler | SaveExternal
     ) -> Checkpoint:
+        segment = _SEGMENTS[type(operation)]
         return self._store.save(
             CheckpointPath(model_id=model_id, segment=segment, name=operation.name or ""),
             adapter=model.state.adapter,

@@ -84,6 +84,15 @@ class SaveForSampler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaveExternal:
+    """Keep the present weights under a name, to be downloaded as files."""
+
+    name: str
+    ttl_seconds: int | None
+    user_metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadState:
     """Replace a model's weights by a checkpoint's, of the same shape."""
 
@@ -98,16 +107,19 @@ class Unusable:
     reason: str
 
 
-Operation = ForwardBackward | OptimStep | SaveState | SaveForSampler | LoadState | Unusable
+Operation = (
+    ForwardBackward | OptimStep | SaveState | SaveForSampler | SaveExternal | LoadState | Unusable
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """An operation and its place among its model's."""
+    """An operation, its place among its model's, and how much memory it takes while it waits."""
 
     model_id: str
     seq_id: int
     operation: Operation
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,3 +172,22 @@ class Sample:
     seq_id: int
     num_samples: int
     request: SamplePrompt | Unusable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveFutures:
+    """Which samples of one copy of a client's sampler have come.
+
+    Args:
+        sampling_session_id: the sampler.
+        copy: number of the copy.
+        cursor: of the last completion it has seen.
+        seconds: how long to wait for the next; None for as long as the engine likes.
+        received: ids whose results it has.
+    """
+
+    sampling_session_id: str
+    copy: int
+    cursor: int
+    seconds: float | None
+    received: tuple[str, ...]

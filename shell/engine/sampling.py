@@ -5,12 +5,13 @@ decoded as one batch, which others join and leave between chunks of steps; reque
 weights take turns, chunk by chunk.
 """
 
+import contextlib
 import itertools
 import logging
 import queue
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ from cookbook_fx.lm import (
     score_prompts,
     split_to_fit,
 )
+from shell.engine.memory import Memory
 from shell.engine.requests import SamplePrompt
 from shell.engine.sessions import SamplerWeights
 
@@ -72,6 +74,8 @@ class _Job:
     """A request under way."""
 
     work: SampleWork
+    # How many tokens a text of it can come to, prompt included.
+    reach: int
     prompt: PromptScores | None = None
     finished: dict[int, Sampled] = field(default_factory=dict)
     running: dict[int, Sampled] = field(default_factory=dict)
@@ -100,12 +104,16 @@ class SamplingPool:
     Args:
         base: the base model.
         decode: token ids to text, special tokens included.
+        memory: what there is room for.
         end_tokens: ids that end a text where a request does not say otherwise.
     """
 
-    def __init__(self, base: LMWeights, decode: Decode, *, end_tokens: tuple[int, ...]) -> None:
+    def __init__(
+        self, base: LMWeights, decode: Decode, memory: Memory, *, end_tokens: tuple[int, ...]
+    ) -> None:
         self._base = base
         self._decode = decode
+        self._memory = memory
         self._end_tokens = end_tokens
         self._inbox: queue.SimpleQueue[Sequence[SampleWork]] = queue.SimpleQueue()
         self._waiting: deque[_Waiting] = deque()
@@ -123,9 +131,10 @@ class SamplingPool:
             try:
                 rows = self._rows(work)
             except Exception as error:
-                work.future.set_exception(error)
+                _deliver(work.future, error)
             else:
-                job = _Job(work=work)
+                reach = len(rows.prompt) + rows.params.max_tokens
+                job = _Job(work=work, reach=min(reach, self._base.config.max_position_embeddings))
                 self._jobs[rows.id] = job
                 self._waiting.append(_Waiting(job=job, rows=rows))
 
@@ -133,6 +142,7 @@ class SamplingPool:
         """Decodes one chunk of one batch; whether there is more to do."""
         while not self._inbox.empty():
             self.admit(self._inbox.get())
+        self._drop_cancelled()
         try:
             self._fill()
             for key, batch in self._batches.items():
@@ -149,11 +159,19 @@ class SamplingPool:
                 self._fail(job_id, error)
         return bool(self._jobs)
 
+    def _drop_cancelled(self) -> None:
+        """Forgets what nobody waits for any more; rows that are running are freed by `_take`."""
+        given_up = {id for id, job in self._jobs.items() if job.work.future.cancelled()}
+        if given_up:
+            self._jobs = {id: job for id, job in self._jobs.items() if id not in given_up}
+            self._waiting = deque(each for each in self._waiting if each.rows.id not in given_up)
+
     def _rows(self, work: SampleWork) -> RowRequest:
         request, config = work.request, self._base.config
         prompt, context = request.prompt, config.max_position_embeddings
         room = context - len(prompt)
-        if room < 1:
+        # The SDK asks for scores together with one token, which a full context has no room for.
+        if room < 0 or (room == 0 and not _wants_scores(request)):
             raise DataError(
                 f"a prompt of {len(prompt)} tokens leaves no room to sample in the model's context "
                 f"of {context}; shorten it"
@@ -172,12 +190,14 @@ class SamplingPool:
             raise DataError(
                 f"prompt_logprobs_last_n must be at least 1, got {request.prompt_logprobs_last_n}"
             )
+        most = room if request.max_tokens is None else request.max_tokens
+        self._memory.require_text(len(prompt) + min(most, room))
         stop = self._end_tokens if request.stop_tokens is None else request.stop_tokens
         return RowRequest(
             id=next(self._ids),
             prompt=prompt.astype(np.int32),
             params=SamplingParams(
-                max_tokens=room if request.max_tokens is None else request.max_tokens,
+                max_tokens=max(1, most) if room == 0 else most,
                 temperature=request.temperature,
                 top_k=request.top_k,
                 top_p=request.top_p,
@@ -203,13 +223,50 @@ class SamplingPool:
             if batch is None or not batch.generation.free_rows:
                 return
             same = _leading(self._waiting, weights.key)
-            now, later = split_to_fit([each.rows for each in same], batch.generation.free_rows)
+            same, room = self._together(batch, same)
+            if not room:
+                return
+            now, later = split_to_fit([each.rows for each in same], room)
             for _ in same:
                 self._waiting.popleft()
             self._waiting.extendleft(
                 _Waiting(job=self._jobs[rows.id], rows=rows) for rows in reversed(later)
             )
             self._enter(batch, now)
+
+    def _together(
+        self, batch: _Batch, waiting: Sequence[_Waiting]
+    ) -> tuple[Sequence[_Waiting], int]:
+        """Those at the front that go together, and the rows that memory leaves for them.
+
+        All rows of a cache are as long as the longest of them can become: one that would leave
+        fewer rows than those before it fill begins when they have gone.
+        """
+        running = batch.generation.row_ids
+        besides = sum(self._cache_bytes(other) for other in self._batches.values()) - (
+            self._cache_bytes(batch)
+        )
+        longest = self._longest(batch)
+        taken, room = len(running), 0
+        for count, each in enumerate(waiting):
+            longest = max(longest, each.job.reach)
+            allowed = self._memory.rows(longest, besides_bytes=besides)
+            if count and allowed < taken:
+                return waiting[:count], room
+            room = min(batch.generation.free_rows, max(0, allowed - len(running)))
+            # What has begun elsewhere may leave no room by this estimate; a lone row was checked.
+            if not running and not count:
+                room = max(1, room)
+            taken += each.rows.num_samples
+        return waiting, room
+
+    def _longest(self, batch: _Batch) -> int:
+        jobs = (self._jobs.get(row.request) for row in batch.generation.row_ids)
+        return max((job.reach for job in jobs if job is not None), default=0)
+
+    def _cache_bytes(self, batch: _Batch) -> int:
+        rows = len(batch.generation.row_ids)
+        return self._memory.cache_bytes(rows=rows, tokens=self._longest(batch))
 
     def _batch(self, weights: SamplerWeights) -> _Batch | None:
         """The batch for these weights; None while others hold all the room for weights."""
@@ -231,7 +288,13 @@ class SamplingPool:
     def _enter(self, batch: _Batch, requests: Sequence[RowRequest]) -> None:
         try:
             self._score(requests, batch.adapter)
-            batch.generation = admit(batch.weights, batch.generation, requests)
+            context = self._base.config.max_position_embeddings
+            full = [rows for rows in requests if len(rows.prompt) == context]
+            for rows in full:
+                self._finish_empty(rows)
+            batch.generation = admit(
+                batch.weights, batch.generation, [rows for rows in requests if rows not in full]
+            )
         # Whatever it is belongs to those who wait for these requests.
         except Exception as error:
             for rows in requests:
@@ -242,7 +305,7 @@ class SamplingPool:
         by_kind: dict[int, list[RowRequest]] = {}
         for rows in requests:
             asked = self._jobs[rows.id].work.request
-            if rows.first_sample == 0 and (asked.prompt_logprobs or asked.topk_prompt_logprobs):
+            if rows.first_sample == 0 and _wants_scores(asked):
                 by_kind.setdefault(asked.topk_prompt_logprobs, []).append(rows)
         for top_k, group in by_kind.items():
             scores = score_prompts(
@@ -290,19 +353,39 @@ class SamplingPool:
         self._finish(update.row, job, sample)
         return True
 
+    def _finish_empty(self, rows: RowRequest) -> None:
+        """Of a prompt that fills the context nothing but the scores is wanted."""
+        nothing = Sampled(np.empty(0, np.int32), np.empty(0, np.float32), "length")
+        job = self._jobs[rows.id]
+        for sample in range(rows.first_sample, rows.first_sample + rows.num_samples):
+            self._finish(RowId(rows.id, sample), job, nothing)
+
     def _finish(self, row: RowId, job: _Job, sample: Sampled) -> None:
         job.finished[row.sample] = sample
         wanted = job.work.request.num_samples
         if len(job.finished) == wanted:
             del self._jobs[row.request]
             samples = tuple(job.finished[index] for index in range(wanted))
-            job.work.future.set_result(SampledPrompt(samples, job.prompt))
+            _deliver(job.work.future, SampledPrompt(samples, job.prompt))
 
     def _fail(self, job_id: Hashable, error: Exception) -> None:
         job = self._jobs.pop(job_id, None)
         if job is not None:
             self._waiting = deque(each for each in self._waiting if each.job is not job)
-            job.work.future.set_exception(error)
+            _deliver(job.work.future, error)
+
+
+def _deliver(future: "Future[SampledPrompt]", result: SampledPrompt | Exception) -> None:
+    # It may be cancelled, by another thread, at any instant before this.
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def _wants_scores(request: SamplePrompt) -> bool:
+    return request.prompt_logprobs or request.topk_prompt_logprobs > 0
 
 
 def _leading(waiting: Iterable[_Waiting], key: str) -> list[_Waiting]:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -19,8 +19,10 @@ import uvicorn
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
 from shell.engine.app import make_app
-from shell.engine.checkpoints import CheckpointStore
-from shell.engine.service import BaseModel, EngineLimits, Service
+from shell.engine.checkpoints import LOCAL, CheckpointStore
+from shell.engine.compute import BaseModel, Compute, EngineLimits
+from shell.engine.memory import Memory, available_bytes
+from shell.engine.service import Service
 from shell.hub import (
     DEFAULT_MODEL,
     canonical_name,
@@ -45,6 +47,8 @@ class EngineConfig:
         host: address to listen on; any but a loopback address needs an `api_key`.
         port: 0 for any free one.
         api_key: what clients must send; None to make one up.
+        api_keys: several keys by the names of their owners, who see nothing of one another;
+            instead of `api_key`.
         dtype: of the base weights; adapters are always float32.
         limits: how long to wait and how much to hold.
 
@@ -58,15 +62,21 @@ class EngineConfig:
     host: str = "127.0.0.1"
     port: int = 0
     api_key: str | None = None
+    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     dtype: str = "float32"
     limits: EngineLimits = field(default_factory=EngineLimits)
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and not self.api_key.startswith("tml-"):
+        keys = [*self.api_keys.values(), *([self.api_key] if self.api_key is not None else [])]
+        if not all(key.startswith("tml-") for key in keys):
             raise ConfigurationError(
-                "api_key must begin with 'tml-' (the SDK refuses to send others)"
+                "an api_key must begin with 'tml-' (the SDK refuses to send others)"
             )
-        if self.api_key is None and not _is_loopback(self.host):
+        if self.api_keys and (self.api_key is not None or len(set(keys)) != len(keys)):
+            raise ConfigurationError(
+                "api_keys must be all different, and leave no place for a single api_key beside"
+            )
+        if not keys and not _is_loopback(self.host):
             raise ConfigurationError(
                 f"host {self.host} can be reached from other machines; choose an api_key "
                 "(beginning with 'tml-') or listen on 127.0.0.1"
@@ -75,10 +85,38 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where an engine answers, and the key it wants."""
+    """Where an engine answers, and the key it wants; of several, the first."""
 
     base_url: str
     api_key: str = field(repr=False)
+
+
+def read_keys(file: Path) -> Mapping[str, str]:
+    """Reads a file of keys: on each line the name of an owner and that one's key.
+
+    Empty lines and those that begin with # do not count. What an engine with a single key has
+    saved belongs to the owner `local`.
+
+    Raises:
+        ConfigurationError: there is no such file, or a line holds something else.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the file of keys {file} cannot be read: {error}") from error
+    keys: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 2 or words[0] in keys:
+            raise ConfigurationError(
+                f"line {number} of {file} must be a NAME of its own and a KEY beginning with tml-"
+            )
+        keys[words[0]] = words[1]
+    if not keys:
+        raise ConfigurationError(f"{file} holds no keys; write lines of NAME and KEY")
+    return keys
 
 
 def enable_compilation_cache() -> None:
@@ -114,11 +152,12 @@ def embedded_engine(
     enable_compilation_cache()
     _raise_descriptor_limit()
     with contextlib.closing(_listen(config.host, config.port)) as listener:
-        start = _prepare(config, say)
-        api_key = config.api_key or f"tml-{secrets.token_urlsafe(24)}"
+        keys = config.api_keys or {LOCAL: config.api_key or f"tml-{secrets.token_urlsafe(24)}"}
+        start = _prepare(config, tuple(keys), say)
+        api_key = next(iter(keys.values()))
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        with _running(start, api_key, listener):
+        with _running(start, keys, listener):
             yield Endpoint(base_url=f"http://{shown}:{port}", api_key=api_key)
 
 
@@ -132,9 +171,11 @@ def serve(config: EngineConfig, *, say: Callable[[str], None]) -> None:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with embedded_engine(config, say=say) as endpoint:
+            # Keys that others were given are not for this one's screen.
+            key = "one of the keys" if config.api_keys else endpoint.api_key
             say(
                 f"Serving {config.model} at {endpoint.base_url} for any Tinker program:\n"
-                f"  export TINKER_BASE_URL={endpoint.base_url} TINKER_API_KEY={endpoint.api_key}\n"
+                f"  export TINKER_BASE_URL={endpoint.base_url} TINKER_API_KEY={key}\n"
                 "Press Ctrl-C to stop."
             )
             threading.Event().wait()
@@ -144,7 +185,9 @@ def serve(config: EngineConfig, *, say: Callable[[str], None]) -> None:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], Service]:
+def _prepare(
+    config: EngineConfig, owners: Sequence[str], say: Callable[[str], None]
+) -> Callable[[], Mapping[str, Service]]:
     """Loads everything that can fail; what is left to do on the event loop cannot."""
     source = resolve_model(config.model, say=say)
     tokenizer = load_tokenizer(str(source.directory))
@@ -166,20 +209,29 @@ def _prepare(config: EngineConfig, say: Callable[[str], None]) -> Callable[[], S
         config=weights.config,
         base_model=canonical_name(source.name),
     )
-    return lambda: Service(base, store, config.limits)
+    memory = Memory(weights, config.limits.memory_bytes or available_bytes())
+
+    def start() -> Mapping[str, Service]:
+        compute = Compute(base, memory, config.limits)
+        return {name: Service(compute, store.owned_by(name), config.limits) for name in owners}
+
+    return start
 
 
 @contextlib.contextmanager
-def _running(start: Callable[[], Service], api_key: str, listener: socket.socket) -> Iterator[None]:
+def _running(
+    start: Callable[[], Mapping[str, Service]], keys: Mapping[str, str], listener: socket.socket
+) -> Iterator[None]:
     services: list[Service] = []
 
-    def start_and_keep() -> Service:
-        services.append(start())
-        return services[0]
+    def start_and_keep() -> Mapping[str, Service]:
+        started = start()
+        services.extend(started.values())
+        return started
 
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(start_and_keep, api_key=api_key),
+            make_app(start_and_keep, keys=keys),
             log_config=None,
             access_log=False,
             timeout_keep_alive=75,
@@ -199,7 +251,8 @@ def _running(start: Callable[[], Service], api_key: str, listener: socket.socket
         yield
     finally:
         # Long polls are ended first: a graceful stop would wait for them.
-        services[0].wake_from_another_thread()
+        for service in services:
+            service.wake_from_another_thread()
         server.should_exit = True
         thread.join()
 

@@ -1,7 +1,8 @@
-"""What the engine does for its clients, behind HTTP and in front of the compute thread.
+"""What the engine does for the clients of one key, behind HTTP and in front of the compute thread.
 
-Everything here runs on the event loop and returns at once, except waiting for results and
-reading a checkpoint for a new sampler, which are awaited.
+Each key has a service of its own, so that its clients meet nobody else's models, samplers, results
+or checkpoints; the services share what computes. Everything here runs on the event loop and returns
+at once, except waiting for results and reading a checkpoint for a new sampler, which are awaited.
 """
 
 import asyncio
@@ -11,16 +12,18 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from cookbook_fx.errors import ConfigurationError, CookbookError, DataError, ServiceError
-from cookbook_fx.lm import LMWeights, LoRAConfig
+from cookbook_fx.lm import LoRAConfig
 from shell.engine import wire
 from shell.engine.checkpoints import Checkpoint, CheckpointStore, NoSuchCheckpoint, parse_path
-from shell.engine.futures import Done, Failed, FutureTable, Outcome
+from shell.engine.compute import BaseModel as BaseModel
+from shell.engine.compute import Busy as Busy
+from shell.engine.compute import Compute
+from shell.engine.compute import EngineLimits as EngineLimits
+from shell.engine.futures import Completion, CompletionQueue, Done, Failed, FutureTable, Outcome
 from shell.engine.models import Loaded, Models, Result, Snapshot
 from shell.engine.requests import (
     CreateModel,
@@ -28,12 +31,13 @@ from shell.engine.requests import (
     CreateSamplingSession,
     CreateSession,
     Operation,
+    RetrieveFutures,
     Sample,
     SaveForSampler,
     Submission,
     Unusable,
 )
-from shell.engine.sampling import Decode, SampledPrompt, SampleWork, SamplingPool
+from shell.engine.sampling import SampledPrompt, SampleWork
 from shell.engine.sequencing import (
     Arrived,
     Command,
@@ -53,88 +57,50 @@ from shell.engine.sessions import (
     Sessions,
     Unknown,
 )
-from shell.engine.worker import ComputeWorker
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 # Those that never come are remembered one by one.
 _FARTHEST_AHEAD = 100_000
-_STOPPING = Failed(message="the engine is stopping", category="server")
-
-
-class Busy(ServiceError):
-    """More samples are waiting than the engine is willing to hold; ask again later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """How long the engine waits and how much it holds.
-
-    Args:
-        long_poll_seconds: how long a request for a result is held open; the SDK allows 45.
-        patience_seconds: how long operations wait for a missing earlier one.
-        idle_session_seconds: a session without heartbeat or request for this long is freed.
-        gather_seconds: how long a sampling request waits for others to share its batch.
-        max_queued_samples: beyond this many unfinished samples new ones are turned away (429).
-        unnamed_samplers: how many unnamed snapshots of one session stay in memory; beyond it the
-            one unused for longest goes.
-        maintenance_seconds: how often waiting and expired things are looked at.
-    """
-
-    long_poll_seconds: float = 25.0
-    patience_seconds: float = 300.0
-    idle_session_seconds: float = 300.0
-    gather_seconds: float = 0.004
-    max_queued_samples: int = 4096
-    unnamed_samplers: int = 16
-    maintenance_seconds: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BaseModel:
-    """The model an engine serves.
-
-    Args:
-        names: what clients may call it; the first is what the engine calls it.
-        tokenizer_name: what the SDK finds a tokenizer under where it is given only a model name:
-            the model's id on the hub, or a directory.
-        directory: with its tokenizer files.
-        decode: token ids to text, special tokens included.
-        end_tokens: ids that end a text.
-    """
-
-    names: tuple[str, ...]
-    tokenizer_name: str
-    directory: Path
-    weights: LMWeights
-    decode: Decode
-    end_tokens: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
+_CANCELLED = Failed(
+    message="cancelled, by its client or because the engine is stopping", category="server"
+)
+_SAVED_BY = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
 
 
 class Service:
-    """One engine. `start` on the event loop that will serve it; `stop` at the end."""
+    """The engine as the clients of one key have it; made on the event loop that will serve it."""
 
-    def __init__(self, base: BaseModel, store: CheckpointStore, limits: EngineLimits) -> None:
-        self.base = base
+    def __init__(self, compute: Compute, store: CheckpointStore, limits: EngineLimits) -> None:
+        self.base = compute.base
         self.store = store
         self.limits = limits
         self.sessions = Sessions()
         self.futures = FutureTable()
-        self._pool = SamplingPool(base.weights, base.decode, end_tokens=base.end_tokens)
-        self._models = Models(base.weights, store, between=self._pool.advance)
-        self._worker = ComputeWorker(self._pool.advance)
+        self._compute = compute
+        self._models = Models(compute.base.weights, store, compute.memory, between=compute.between)
         self._loop = asyncio.get_running_loop()
-        self._gathered: list[SampleWork] = []
-        self._queued_samples = 0
+        # Requests for samples that can still be given up.
+        self._sampling: dict[str, SampleWork] = {}
 
     # --- sessions ---------------------------------------------------------------------------
 
     def create_session(self, request: CreateSession) -> str:
+        """The id of a new session.
+
+        Raises:
+            Busy: there are as many as there may be.
+        """
+        if len(self.sessions.sessions()) >= self.limits.max_sessions:
+            raise Busy(
+                f"{self.limits.max_sessions} sessions are open, and no more may be; close some, or "
+                "let them fall silent"
+            )
         session_id = str(uuid.uuid4())
         self.sessions.open(
             Session(
@@ -150,7 +116,7 @@ class Service:
         for model in self.sessions.end(session_id, reason):
             for seq_id in model.held:
                 self._fail(model, seq_id, f"the session of this model {reason}")
-            self._worker.submit(partial(self._models.drop, model.model_id))
+            self._compute.operate(partial(self._models.drop, model.model_id), lambda _: None)
 
     # --- training ---------------------------------------------------------------------------
 
@@ -200,7 +166,7 @@ class Service:
             return wire.json_done(model_id=model_id, path=request.path, type="load_weights")
 
         self.futures.open(request_id)
-        self._compute(request_id, lambda: create(model_id), reply)
+        self._perform(request_id, lambda: create(model_id), reply)
         return request_id, model_id
 
     def _require_served(self, name: str) -> None:
@@ -216,6 +182,7 @@ class Service:
         Raises:
             Unknown: there is no such model.
             DataError: its place is farther ahead than a client's operations can be.
+            Busy: too much is waiting.
         """
         model = self.sessions.model(submission.model_id)
         following = model.sequence.next_seq_id
@@ -224,7 +191,10 @@ class Service:
                 f"operation {submission.seq_id} is too far ahead: operation {following} of model "
                 f"{model.model_id} is the next, and at most {_FARTHEST_AHEAD} may lie between"
             )
-        model.held.setdefault(submission.seq_id, submission.operation)
+        # What others wait for may always come: they are what fills the queue.
+        if submission.seq_id >= following and not (submission.seq_id == following and model.held):
+            self._compute.room_for_operation(submission.size_bytes)
+        model.held.setdefault(submission.seq_id, submission)
         self._advance(model, Arrived(seq_id=submission.seq_id, at_seconds=time.monotonic()))
         return _request_id(model, submission.seq_id)
 
@@ -249,7 +219,7 @@ class Service:
                     del model.held[seq_id]
             case Run(seq_ids=seq_ids):
                 for seq_id in seq_ids:
-                    self._run(model, seq_id, model.held.pop(seq_id))
+                    self._run(model, model.held.pop(seq_id))
 
     def _fail(self, model: ModelEntry, seq_id: int, reason: str) -> None:
         request_id = _request_id(model, seq_id)
@@ -257,14 +227,16 @@ class Service:
             self.futures.open(request_id)
         self.futures.settle(request_id, Failed(message=reason, category="server"))
 
-    def _run(self, model: ModelEntry, seq_id: int, operation: Operation) -> None:
+    def _run(self, model: ModelEntry, submission: Submission) -> None:
+        seq_id, operation = submission.seq_id, submission.operation
         request_id = _request_id(model, seq_id)
         if not self.futures.known(request_id):
             self.futures.open(request_id)
-        self._compute(
+        self._perform(
             request_id,
             lambda: self._models.perform(model.model_id, operation),
             lambda result: self._reply(model, seq_id, operation, result),
+            size_bytes=submission.size_bytes,
         )
 
     def _reply(self, model: ModelEntry, seq_id: int, operation: Operation, result: Result) -> Done:
@@ -273,9 +245,8 @@ class Service:
                 return self._register_snapshot(model, seq_id, operation, result)
             case Loaded(path=path):
                 return wire.json_done(path=path, model_id=model.model_id, type="load_weights")
-            case Checkpoint(path=path):
-                kind = "save_weights" + ("_for_sampler" if path.segment != "weights" else "")
-                return wire.json_done(path=str(path), type=kind)
+            case Checkpoint(path=path, size_bytes=size):
+                return wire.json_done(path=str(path), size_bytes=size, type=_SAVED_BY[path.segment])
             case _:
                 return wire.training_done(result)
 
@@ -378,14 +349,11 @@ class Service:
         sequence_ids = tuple(f"{request_id}:{index}" for index in range(wanted))
         if self.futures.known(request_id):
             return request_id, sequence_ids
-        if self._queued_samples + wanted > self.limits.max_queued_samples:
-            raise Busy(
-                f"{self._queued_samples} samples are waiting already and at most "
-                f"{self.limits.max_queued_samples} may; ask again later"
-            )
+        self._compute.room_for_samples(wanted)
         self.futures.open(request_id)
         if isinstance(request.request, Unusable):
             self.futures.settle(request_id, Failed(message=request.request.reason, category="user"))
+            self._tell(sampler, request.seq_id)
             return request_id, sequence_ids
         seed = request.request.seed
         work = SampleWork(
@@ -394,26 +362,63 @@ class Service:
             seed=secrets.randbits(63) if seed is None else seed,
             future=Future(),
         )
-        self._queued_samples += wanted
-        self._when_done(work.future, partial(self._settle_sample, request_id, wanted))
-        if not self._gathered:
-            self._loop.call_later(self.limits.gather_seconds, self._dispatch_samples)
-        self._gathered.append(work)
+        self._sampling[request_id] = work
+        self._compute.sample(work, partial(self._settle_sample, sampler, request.seq_id))
         return request_id, sequence_ids
 
-    def _dispatch_samples(self) -> None:
-        works, self._gathered = self._gathered, []
-        self._pool.submit(works)
-        # Wakes the compute thread, if it has nothing to do.
-        self._worker.submit(lambda: None)
-
     def _settle_sample(
-        self, request_id: str, samples: int, future: "Future[SampledPrompt]"
+        self, sampler: Sampler, seq_id: int, future: "Future[SampledPrompt]"
     ) -> None:
-        self._queued_samples -= samples
+        request_id = f"{sampler.sampler_id}:{seq_id}"
+        del self._sampling[request_id]
         self._settle(
             request_id, future, lambda result: wire.sample_done(result.samples, result.prompt)
         )
+        self._tell(sampler, seq_id)
+
+    def _tell(self, sampler: Sampler, seq_id: int) -> None:
+        """Tells whoever listens for this sampler's results that this one is there."""
+        request_id = f"{sampler.sampler_id}:{seq_id}"
+        queue = sampler.completions.get(_copy_of(seq_id))
+        outcome = self.futures.outcome(request_id)
+        if queue is not None and outcome is not None:
+            queue.put(request_id, outcome)
+
+    async def completions(self, request: RetrieveFutures) -> list[Completion]:
+        """Which of the samples of one copy of a sampler have come since it last asked.
+
+        Raises:
+            Unknown: there is no such sampler.
+        """
+        sampler = self.sessions.sampler(request.sampling_session_id)
+        for request_id in request.received:
+            if request_id.startswith(f"{sampler.sampler_id}:"):
+                self.futures.acknowledge(request_id)
+        queue = sampler.completions.get(request.copy)
+        if queue is None:
+            queue = sampler.completions[request.copy] = CompletionQueue()
+            for request_id, outcome in self.futures.settled(f"{sampler.sampler_id}:"):
+                if _copy_of(int(request_id.rpartition(":")[2])) == request.copy:
+                    queue.put(request_id, outcome)
+        longest = self.limits.long_poll_seconds
+        seconds = longest if request.seconds is None else min(request.seconds, longest)
+        return await queue.after(request.cursor, seconds=seconds, stop=self.futures.closing)
+
+    def join_sampler(self, sampler_id: str) -> int:
+        """A number for another copy of a client's sampler; the first copy's is 0."""
+        sampler = self.sessions.sampler(sampler_id)
+        sampler.joined += 1
+        return sampler.joined
+
+    def cancel(self, request_id: str) -> None:
+        """Gives up a request for samples that is still waiting or under way.
+
+        Raises:
+            Unknown: nothing was ever promised under this id.
+        """
+        self._require_known(request_id)
+        if request_id in self._sampling:
+            self._compute.cancel(self._sampling[request_id])
 
     # --- results ----------------------------------------------------------------------------
 
@@ -426,26 +431,24 @@ class Service:
         """
         if self.futures.expired(request_id):
             raise Finished(f"the result of {request_id} is no longer kept")
-        if not self.futures.known(request_id):
-            raise Unknown(f"there is no request {request_id}; the engine may have been restarted")
+        self._require_known(request_id)
         return await self.futures.wait(request_id, seconds=self.limits.long_poll_seconds)
 
-    def _compute(
-        self, request_id: str, job: Callable[[], Answer], reply: Callable[[Answer], Done]
+    def _require_known(self, request_id: str) -> None:
+        if not self.futures.known(request_id):
+            raise Unknown(f"there is no request {request_id}; the engine may have been restarted")
+
+    def _perform(
+        self,
+        request_id: str,
+        job: Callable[[], Answer],
+        reply: Callable[[Answer], Done],
+        *,
+        size_bytes: int = 0,
     ) -> None:
-        self._when_done(
-            self._worker.submit(job), lambda future: self._settle(request_id, future, reply)
+        self._compute.operate(
+            job, lambda future: self._settle(request_id, future, reply), size_bytes=size_bytes
         )
-
-    def _when_done(
-        self, future: "Future[Answer]", then: Callable[["Future[Answer]"], None]
-    ) -> None:
-        def hand_over(done: "Future[Answer]") -> None:
-            # The compute thread may outlive the loop by the operation it is in.
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(then, done)
-
-        future.add_done_callback(hand_over)
 
     def _settle(self, request_id: str, future: "Future[Any]", reply: Callable[[Any], Done]) -> None:
         self.futures.settle(request_id, _outcome(request_id, future, reply))
@@ -479,9 +482,14 @@ class Service:
         self._loop.call_soon_threadsafe(self.futures.close)
 
     async def stop(self) -> None:
-        """Ends the compute thread, after the operation it is in."""
+        """Ends every wait and what computes, for the other services too."""
         self.futures.close()
-        await asyncio.to_thread(self._worker.close, timeout_seconds=30.0)
+        await self._compute.stop()
+
+
+def _copy_of(seq_id: int) -> int:
+    """Which copy of the client's sampler asked: each counts in a range of its own."""
+    return seq_id // 10**9
 
 
 def _request_id(model: ModelEntry, seq_id: int) -> str:
@@ -490,7 +498,7 @@ def _request_id(model: ModelEntry, seq_id: int) -> str:
 
 def _outcome(request_id: str, future: "Future[Any]", reply: Callable[[Any], Done]) -> Outcome:
     if future.cancelled():
-        return _STOPPING
+        return _CANCELLED
     try:
         return reply(future.result())
     except NoSuchCheckpoint as error:

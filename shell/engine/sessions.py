@@ -1,13 +1,17 @@
 """Who uses the engine, and which models and samplers are theirs. Event loop only."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cookbook_fx.errors import ServiceError
 from cookbook_fx.lm import LoRA, LoRAConfig
-from shell.engine.requests import Operation
+from shell.engine.futures import CompletionQueue
+from shell.engine.requests import Submission
 from shell.engine.sequencing import Sequence
+
+_REMEMBERED = 10_000
 
 
 class Unknown(ServiceError):
@@ -46,6 +50,10 @@ class Sampler:
     # The model whose later in-flight snapshots this sampler takes over.
     follows: str | None = None
     last_used: float = field(default_factory=time.monotonic)
+    # Copies of the client's sampler that asked for a number of their own.
+    joined: int = 0
+    # Where copies of the client's sampler, by number, are told what has come.
+    completions: dict[int, CompletionQueue] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -66,7 +74,7 @@ class ModelEntry:
     lora: LoRAConfig | None
     user_metadata: Mapping[str, str] | None
     sequence: Sequence = field(default_factory=Sequence)
-    held: dict[int, Operation] = field(default_factory=dict)
+    held: dict[int, Submission] = field(default_factory=dict)
     last_request_at: float = field(default_factory=time.time)
 
 
@@ -90,7 +98,7 @@ class Sessions:
         self._models: dict[str, ModelEntry] = {}
         self._samplers: dict[str, Sampler] = {}
         # Why a session is gone, so that a late client is told.
-        self._ended: dict[str, str] = {}
+        self._ended: OrderedDict[str, str] = OrderedDict()
 
     def open(self, session: Session) -> None:
         self._sessions[session.session_id] = session
@@ -111,6 +119,8 @@ class Sessions:
         """Forgets a session; returns the models it had, for their memory to be freed."""
         session = self._sessions.pop(session_id)
         self._ended[session_id] = reason
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
         for sampler_id in session.sampler_ids:
             del self._samplers[sampler_id]
         return tuple(self._models.pop(model_id) for model_id in session.model_ids)

@@ -27,7 +27,7 @@ from cookbook_fx.lm import (
     PromptScores,
     Sampled,
 )
-from shell.engine.futures import Done, Failed
+from shell.engine.futures import Completion, Done, Failed
 from shell.engine.requests import (
     CreateModel,
     CreateModelFromState,
@@ -37,8 +37,10 @@ from shell.engine.requests import (
     LoadState,
     Operation,
     OptimStep,
+    RetrieveFutures,
     Sample,
     SamplePrompt,
+    SaveExternal,
     SaveForSampler,
     SaveState,
     Submission,
@@ -253,6 +255,20 @@ def save_weights_for_sampler(body: bytes) -> Submission:
     return _submission(given, operation)
 
 
+def save_weights_external(body: bytes) -> Submission:
+    """`POST save_weights_external`."""
+    given = fields(body, where="save_weights_external")
+
+    def operation() -> Operation:
+        if given.raw("age_encryption_recipients"):
+            raise ConfigurationError(
+                "this engine does not encrypt what it exports; leave out age_encryption_recipients"
+            )
+        return SaveExternal(name=given.text("path"), ttl_seconds=given.maybe_integer("ttl_seconds"))
+
+    return _submission(given, operation)
+
+
 def _submission(given: Fields, operation: Callable[[], Operation]) -> Submission:
     return Submission(
         model_id=given.text("model_id"),
@@ -294,6 +310,7 @@ def forward_backward(body: bytes, *, content_encoding: str) -> Submission:
         model_id=message.model_id,
         seq_id=_place(message.seq_id),
         operation=_usable(lambda: _forward_backward(message)),
+        size_bytes=len(body),
     )
 
 
@@ -453,6 +470,20 @@ def sample_request(body: bytes) -> Sample:
     )
 
 
+def retrieve_futures(body: bytes) -> RetrieveFutures:
+    """`POST retrieve_futures`."""
+    given = fields(body, where="retrieve_futures")
+    target = given.part("target")
+    received = given.items("retrieved_request_ids") if "retrieved_request_ids" in given else []
+    return RetrieveFutures(
+        sampling_session_id=target.text("sampling_session_id"),
+        copy=target.integer("cloned_sampler_id", 0),
+        cursor=given.integer("prev_cursor", 0),
+        seconds=given.number("timeout") if "timeout" in given else None,
+        received=tuple(each for each in received if isinstance(each, str)),
+    )
+
+
 def _sample_prompt(given: Fields, num_samples: int) -> SamplePrompt:
     for name in ("topk_sample_logprobs", "prompt_alt_tokens_k", "target_prompt_logprobs"):
         if given.raw(name):
@@ -565,6 +596,23 @@ def _forward_backward_done(output: LossOutput) -> Done:
             )
         )
     return Done(body=message.SerializeToString(), media_type=PROTOBUF)
+
+
+def completions(told: Sequence[Completion], *, cursor: int) -> Mapping[str, Any]:
+    """Which results are there; `cursor` is what the reader had seen before."""
+    return {
+        "completions": [
+            {
+                "state": "finished",
+                "request_id": each.request_id,
+                "response_payload_uncompressed_size": len(each.outcome.body),
+            }
+            if isinstance(each.outcome, Done)
+            else {"state": "failed", "request_id": each.request_id}
+            for each in told
+        ],
+        "cursor": told[-1].cursor if told else cursor,
+    }
 
 
 def sample_done(samples: Sequence[Sampled], prompt: PromptScores | None) -> Done:

@@ -10,9 +10,11 @@ import pytest
 
 from cookbook_fx.lm import LoRAConfig, init_lora
 from shell.engine.checkpoints import CheckpointPath, CheckpointStore
+from shell.engine.compute import BaseModel, Compute, EngineLimits
+from shell.engine.memory import Memory
 from shell.engine.requests import CreateSamplingSession, CreateSession
 from shell.engine.serve import EngineConfig, embedded_engine
-from shell.engine.service import BaseModel, EngineLimits, Service
+from shell.engine.service import Service
 from shell.engine.sessions import Finished
 from shell.hub.weights import load_weights, read_config
 
@@ -109,6 +111,7 @@ def test_what_is_not_there_is_404_and_what_makes_no_sense_400(raw, wire_body, ra
         (404, raw.delete("training_runs/m/checkpoints/weights/a")),
         (400, raw.delete("training_runs/m/checkpoints/weights/%2e%2e")),
         (400, raw.post("save_weights_external", json={})),
+        (400, raw.post("create_custom_loss", json={})),
         (400, raw.get("checkpoints", params={"limit": "many"})),
     ]
     for status, reply in cases:
@@ -178,7 +181,8 @@ def test_a_session_that_ends_while_a_checkpoint_is_read_gets_no_sampler(
     )
 
     async def end_while_reading():
-        service = Service(base, store, EngineLimits())
+        compute = Compute(base, Memory(base.weights, 10**9), EngineLimits())
+        service = Service(compute, store, EngineLimits())
         session_id = service.create_session(CreateSession(user_metadata=None, display_name=None))
         asked = CreateSamplingSession(
             session_id=session_id, sampling_session_seq_id=0, base_model=None, model_path=str(path)

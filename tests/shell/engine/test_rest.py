@@ -1,6 +1,15 @@
 """Looking things up and tidying up, with the SDK's RestClient."""
 
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import httpx
 import pytest
+import safetensors.numpy
 import tinker
 
 
@@ -94,7 +103,86 @@ def test_sessions_and_samplers_can_be_looked_up(rest, saved, client, base_model)
     assert (found.base_model, found.model_path) == (base_model, path)
 
 
-def test_what_is_not_offered_says_so(rest, saved):
-    _, state, _ = saved
-    with pytest.raises(tinker.BadRequestError, match="does not offer"):
-        rest.publish_checkpoint_from_tinker_path(state).result()
+def test_a_published_checkpoint_says_so_until_it_is_withdrawn(rest, saved):
+    model, state, _ = saved
+
+    def public():
+        return [c.public for c in rest.list_checkpoints(model.model_id).result().checkpoints]
+
+    rest.publish_checkpoint_from_tinker_path(state).result()
+    assert public() == [True, False]
+    rest.unpublish_checkpoint_from_tinker_path(state).result()
+    assert public() == [False, False]
+
+
+def test_exported_weights_are_downloaded_without_a_key_and_are_the_adapter(rest, new_model, raw):
+    model = new_model()
+    path = model.save_weights_external("out", ttl_seconds=3600).result().path
+    assert path == f"tinker://{model.model_id}/external_weights/out"
+    [listed] = rest.list_checkpoints(model.model_id).result().checkpoints
+    assert (listed.checkpoint_type, listed.checkpoint_id) == ("external", "external_weights/out")
+    answer = rest.get_external_weights_urls(path).result()
+    assert (answer.expires - listed.time).total_seconds() > 3000
+    files = {name: httpx.get(url).content for name, url in answer.urls.items()}
+    config = json.loads(files["adapter_config.json"])
+    tensors = safetensors.numpy.load(files["adapter_model.safetensors"])
+    assert config["r"] == 4
+    assert {4} == {min(tensor.shape) for tensor in tensors.values()}
+    url = answer.urls["adapter_config.json"]
+    for forged in (url[:-25] + "x" + url[-24:], url.replace("adapter_config.json", "record")):
+        assert httpx.get(forged).status_code == 404
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    assert httpx.get(url).status_code == 404
+
+
+def test_what_an_earlier_sdk_downloads_is_one_archive(raw, saved):
+    model, _, _ = saved
+    reply = raw.get(f"training_runs/{model.model_id}/checkpoints/sampler_weights/first/archive")
+    with tarfile.open(fileobj=io.BytesIO(httpx.get(reply.json()["url"]).content)) as archive:
+        names = set(archive.getnames())
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "checkpoint_complete"}
+
+
+@pytest.fixture
+def tinker_command(tiny_engine, tmp_path):
+    """Runs the SDK's own command line against the engine."""
+
+    def run(*arguments):
+        environment = {
+            "TINKER_BASE_URL": tiny_engine.base_url,
+            "TINKER_API_KEY": tiny_engine.api_key,
+            "TINKER_TELEMETRY": "0",
+            "HOME": str(tmp_path),
+            "PATH": os.environ["PATH"],
+        }
+        command = [sys.executable, "-m", "tinker.cli", "--format", "json", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout.strip().startswith(("{", "[")) else None
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_sdks_own_command_line_works(tinker_command, rest, saved, tmp_path):
+    model, state, sampler = saved
+    run = model.model_id
+    assert tinker_command("version") is None
+    listed = tinker_command("run", "list", "--limit", "0")["runs"]
+    assert run in {each["training_run_id"] for each in listed}
+    assert tinker_command("run", "info", run)["lora_rank"] == 4
+    listed = tinker_command("checkpoint", "list", "--run-id", run)["checkpoints"]
+    assert {each["tinker_path"] for each in listed} == {state, sampler}
+    assert tinker_command("checkpoint", "list", "--limit", "0")["checkpoints"]
+    assert tinker_command("checkpoint", "info", state)["tinker_path"] == state
+    tinker_command("checkpoint", "publish", state)
+    assert rest.list_checkpoints(run).result().checkpoints[0].public
+    tinker_command("checkpoint", "unpublish", state)
+    tinker_command("checkpoint", "set-ttl", "--remove", state)
+    assert rest.list_checkpoints(run).result().checkpoints[0].expires_at is None
+    tinker_command("checkpoint", "download", state, "--output", str(tmp_path))
+    [config] = tmp_path.rglob("adapter_config.json")
+    assert (config.parent / "adapter_model.safetensors").stat().st_size > 1000
+    tinker_command("checkpoint", "delete", "--yes", sampler)
+    left = rest.list_checkpoints(run).result().checkpoints
+    assert [each.tinker_path for each in left] == [state]

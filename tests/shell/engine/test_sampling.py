@@ -21,6 +21,7 @@ from cookbook_fx.lm import (
 )
 from shell.engine import sampling
 from shell.engine.checkpoints import CheckpointStore
+from shell.engine.memory import Memory
 from shell.engine.models import Models
 from shell.engine.requests import ForwardBackward, SamplePrompt
 from shell.engine.sampling import SampleWork, SamplingPool, stop_string_end
@@ -243,7 +244,7 @@ def test_a_sampler_of_a_named_checkpoint_holds_no_adapter_of_its_own():
         loads.append(1)
         return adapter
 
-    pool = SamplingPool(weights, str, end_tokens=())
+    pool = SamplingPool(weights, str, Memory(weights, 10**9), end_tokens=())
     named = SamplerWeights(key="named", load=load)
     run(pool, work(named), work(named))
     assert len(loads) == 1
@@ -255,7 +256,8 @@ def test_a_sampler_of_a_named_checkpoint_holds_no_adapter_of_its_own():
 
 
 def test_a_bug_in_sampling_fails_what_is_under_way_and_nothing_after(monkeypatch):
-    pool = SamplingPool(random_model(), str, end_tokens=())
+    model = random_model()
+    pool = SamplingPool(model, str, Memory(model, 10**9), end_tokens=())
     weights = SamplerWeights(key="base", load=lambda: None)
     with monkeypatch.context() as broken:
         broken.setattr(sampling, "split_to_fit", lambda *_: 1 / 0)
@@ -270,9 +272,9 @@ def test_a_bug_in_sampling_fails_what_is_under_way_and_nothing_after(monkeypatch
 
 def test_a_sample_is_drawn_between_the_micro_batches_of_a_training_step(tmp_path):
     base = random_model()
-    pool = SamplingPool(base, str, end_tokens=())
+    pool = SamplingPool(base, str, Memory(base, 10**9), end_tokens=())
     store = CheckpointStore(tmp_path, config=base.config, base_model="tiny")
-    models = Models(base, store, between=pool.advance)
+    models = Models(base, store, Memory(base, 10**9), between=pool.advance)
     models.create("model", LoRAConfig(rank=2))
     ids = np.arange(60, dtype=np.int32) % 23
     datums = tuple(Datum(tokens=ids, target_tokens=np.roll(ids, -1 - i)) for i in range(40))
