@@ -23,3 +23,7 @@ from cookbook_fx.reports.records import SupervisedStepReport as SupervisedStepRe
 from cookbook_fx.reports.records import TeacherReport as TeacherReport
 from cookbook_fx.reports.records import TimeReport as TimeReport
 from cookbook_fx.reports.records import flatten as flatten
+from cookbook_fx.reports.scores import ScoreReport as ScoreReport
+from cookbook_fx.reports.scores import Scores as Scores
+from cookbook_fx.reports.scores import mean_scores as mean_scores
+from cookbook_fx.reports.scores import pass_at_k as pass_at_k

@@ -14,6 +14,7 @@ from cookbook_fx.distillation import TeacherKL
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.numerics import PolicyDiagnostics, SampleTrainKL
 from cookbook_fx.preference import PairPreparation, PreferenceReport
+from cookbook_fx.reports.scores import ScoreReport
 from cookbook_fx.rl import RolloutErrorCounts, TrajectoryReport
 from cookbook_fx.rl.metrics import ALL
 from cookbook_fx.runs import Step
@@ -203,6 +204,7 @@ Report = (
     | RolloutReport
     | RolloutEvaluationReport
     | EvaluationReport
+    | ScoreReport
     | OptimizerReport
     | TimeReport
     | Preparation
@@ -252,6 +254,8 @@ def _named(report: Report) -> Iterable[tuple[str, float | int]]:  # noqa: C901  
             return _pair_preparation(report).items()
         case EvaluationReport():
             return _evaluation(report).items()
+        case ScoreReport():
+            return [(f"{report.name}/{name}", value) for name, value in report.scores.items()]
         case OptimizerReport():
             return report.metrics.items()
         case TimeReport():

@@ -9,6 +9,7 @@ from cookbook_fx.chat import Conversation, Message
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.preference import Comparison
 from cookbook_fx.renderers import Renderer
+from cookbook_fx.reports import ScoreReport
 from shell.clients import Sampler, SampleRequest
 from shell.evaluation.rl_test_set import group_seeds
 from shell.rollouts.attempts import concurrently
@@ -96,3 +97,30 @@ class Matches:
         )
         (sample,) = await sampler.sample(request)
         return self.renderer.parse_response(sample.tokens).message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WinRateEvaluator:
+    """How often weights win against others that stay as they are.
+
+    Args:
+        matches: what is answered, and who judges.
+        opponent: the other weights.
+        name: what the measurements are filed under.
+    """
+
+    matches: Matches
+    opponent: Sampler
+    name: str = "test"
+
+    async def __call__(self, sampler: Sampler, *, seed: int) -> tuple[ScoreReport]:
+        """Plays: `win_rate`, `loss_rate` and `tie_rate`, and the number of matches."""
+        wins, losses, ties = await self.matches(sampler, self.opponent, seed=seed)
+        played = wins + losses + ties
+        scores = {
+            "win_rate": wins / played,
+            "loss_rate": losses / played,
+            "tie_rate": ties / played,
+            "num_matches": played,
+        }
+        return (ScoreReport(name=self.name, scores=scores),)

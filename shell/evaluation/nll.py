@@ -10,7 +10,8 @@ from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.reports import EvaluationReport
 from cookbook_fx.supervised import likelihood_report
-from shell.clients import ForwardResult, Pending, Trainer
+from shell.clients import ForwardResult, Pending, Sampler, Trainer
+from shell.rollouts.references import scores
 
 
 class SubmittedEvaluation(NamedTuple):
@@ -64,3 +65,35 @@ class NLLEvaluator:
             name=self.name,
             likelihood=likelihood_report(submitted.data, logprobs, byte_lengths=self.byte_lengths),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SamplerNLLEvaluator:
+    """The same numbers of weights that are not in training, such as a base model's.
+
+    Each target is a token, not several with shares.
+
+    Args:
+        data: the held-out examples.
+        byte_lengths: bytes of text of each token id, 0 for control tokens; without it there are no
+            bits per byte.
+        name: what the measurements are filed under.
+
+    Raises:
+        ConfigurationError: there are no examples.
+    """
+
+    data: tuple[Datum, ...]
+    byte_lengths: Int[np.ndarray, " vocab"] | None = None
+    name: str = "test"
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigurationError("an evaluation needs at least one example, got none")
+
+    async def __call__(self, sampler: Sampler, *, seed: int) -> tuple[EvaluationReport]:
+        """Scores the examples; the seed changes nothing."""
+        sequences = [np.append(datum.tokens, datum.target_tokens[-1:]) for datum in self.data]
+        logprobs = [row[1:] for row in await scores(sampler, sequences)]
+        likelihood = likelihood_report(self.data, logprobs, byte_lengths=self.byte_lengths)
+        return (EvaluationReport(name=self.name, likelihood=likelihood),)

@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from cookbook_fx.errors import ConfigurationError
-from cookbook_fx.reports import Report, RolloutEvaluationReport
+from cookbook_fx.reports import RolloutEvaluationReport
 from cookbook_fx.rl import TrajectoryGroup, compute_trajectory_metrics, count_rollout_errors
 from cookbook_fx.rl.metrics import ALL
 from shell.clients import Sampler
@@ -19,18 +18,6 @@ from shell.rollouts import (
     TinkerTokenCompleter,
     do_batch_rollout,
 )
-
-
-class SamplingEvaluator(Protocol):
-    """Measures weights by what is sampled from them."""
-
-    async def __call__(self, sampler: Sampler, *, seed: int) -> Sequence[Report]:
-        """What was measured.
-
-        Args:
-            sampler: the weights.
-            seed: the same one measures the same, where samples and environments do not vary.
-        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

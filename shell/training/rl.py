@@ -24,7 +24,7 @@ from cookbook_fx.rl.records import RecordedGroup
 from cookbook_fx.runs import RunPlan, Step
 from cookbook_fx.tokens import Tokenizer
 from shell.clients import Pending, Sampler, Service, Trainer
-from shell.evaluation import SamplingEvaluator
+from shell.evaluation import Evaluations, Evaluator, SubmittedEvaluations
 from shell.rollouts import RLDataset
 from shell.rollouts.references import scores
 from shell.stores import RunCheckpoint, RunFolder
@@ -63,7 +63,7 @@ class RLData:
     """
 
     train: RLDataset
-    evaluators: tuple[SamplingEvaluator, ...] = ()
+    evaluators: tuple[Evaluator, ...] = ()
     tokenizer: Tokenizer | None = None
 
 
@@ -286,10 +286,11 @@ class _Run:
         published = self.spawn(self._publish(sampler, version=version))
         is_last = version == self.plan.total_steps
         evaluates = is_last or self.plan.step(version).evaluate
-        return _Weights(
-            sampler=published,
-            evaluation=self.spawn(self._evaluate(published, version)) if evaluates else None,
-        )
+        evaluation = None
+        if evaluates:
+            submitted = self._evaluations.submit(self.trainer, published)
+            evaluation = self.spawn(self._evaluate(submitted, version))
+        return _Weights(sampler=published, evaluation=evaluation)
 
     def _after(self, step: Step, submitted: SubmittedStep, *, before: _Weights) -> _Weights:
         """The weights after a step: those before it if it taught nothing."""
@@ -301,14 +302,14 @@ class _Run:
         self.pipeline.begin(version=version, sampler=ready)
         return ready
 
-    async def _evaluate(self, sampler: Awaitable[Sampler], version: int) -> list[Report]:
-        ready = await sampler
-        reports = []
-        for evaluator in self.data.evaluators:
-            # The same seed each time, so that what differs is the weights.
-            for report in await evaluator(ready, seed=self.config.seed):
-                self.observe(Evaluated(step=version, report=report))
-                reports.append(report)
+    @property
+    def _evaluations(self) -> Evaluations:
+        return Evaluations(evaluators=self.data.evaluators, seed=self.config.seed)
+
+    async def _evaluate(self, submitted: SubmittedEvaluations, version: int) -> list[Report]:
+        reports = await self._evaluations.measure(submitted)
+        for report in reports:
+            self.observe(Evaluated(step=version, report=report))
         return reports
 
     def _save(self, step: Step) -> Pending[str] | None:

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from cookbook_fx.data import Datum
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.reports import (
-    EvaluationReport,
     OptimizerReport,
+    Report,
     SupervisedStepReport,
     TimeReport,
     flatten,
@@ -27,7 +27,7 @@ from cookbook_fx.reports import (
 from cookbook_fx.runs import RunPlan, Step
 from cookbook_fx.supervised import Preparation, likelihood_report
 from shell.clients import ForwardResult, OptimResult, Pending, Service, Trainer
-from shell.evaluation import NLLEvaluator, SubmittedEvaluation
+from shell.evaluation import Evaluations, Evaluator, SubmittedEvaluations
 from shell.stores import RunCheckpoint, RunFolder
 from shell.training.beginnings import (
     adam_params,
@@ -71,7 +71,7 @@ class SFTData:
     """
 
     train: Batches
-    evaluators: tuple[NLLEvaluator, ...] = ()
+    evaluators: tuple[Evaluator, ...] = ()
     byte_lengths: Int[np.ndarray, " vocab"] | None = None
     preparation: Preparation | None = None
 
@@ -95,7 +95,7 @@ class _InFlight(NamedTuple):
     data: Sequence[Datum]
     learning_rate: float
     seconds_preparing: float
-    evaluations: tuple[SubmittedEvaluation, ...]
+    evaluations: SubmittedEvaluations | None
     forward_backward: Pending[ForwardResult]
     optim_step: Pending[OptimResult]
     save: Pending[str] | None
@@ -215,7 +215,7 @@ class _Run:
             data=data,
             learning_rate=learning_rate,
             seconds_preparing=seconds_preparing,
-            evaluations=self._submit_evaluations() if step.evaluate else (),
+            evaluations=self._evaluations.submit(self.trainer) if step.evaluate else None,
             forward_backward=self.trainer.forward_backward(data),
             optim_step=self.trainer.optim_step(
                 adam_params(self.config.adam, learning_rate=learning_rate)
@@ -261,7 +261,7 @@ class _Run:
     async def _end(self) -> RunCheckpoint:
         """Measures and saves the final weights; the record comes last and says it is all done."""
         total = self.plan.total_steps
-        evaluations = self._submit_evaluations()
+        evaluations = self._evaluations.submit(self.trainer)
         state = self.trainer.save_state("final")
         sampler = self.trainer.save_for_sampling("final")
         row = {"epoch": self.plan.position(total).epoch, "progress": 1.0}
@@ -273,15 +273,13 @@ class _Run:
         await record_checkpoint(checkpoint, folder=self.folder, observe=self.observe)
         return checkpoint
 
-    def _submit_evaluations(self) -> tuple[SubmittedEvaluation, ...]:
-        return tuple(evaluator.submit(self.trainer) for evaluator in self.data.evaluators)
+    @property
+    def _evaluations(self) -> Evaluations:
+        return Evaluations(evaluators=self.data.evaluators, seed=self.config.seed)
 
-    async def _measure(
-        self, step: int, submitted: tuple[SubmittedEvaluation, ...]
-    ) -> list[EvaluationReport]:
+    async def _measure(self, step: int, submitted: SubmittedEvaluations | None) -> list[Report]:
         """Waits for the evaluations before `step`."""
-        pairs = zip(self.data.evaluators, submitted, strict=False)
-        reports = [await evaluator.measure(evaluation) for evaluator, evaluation in pairs]
+        reports = [] if submitted is None else await self._evaluations.measure(submitted)
         for report in reports:
             self.observe(Evaluated(step=step, report=report))
         return reports
