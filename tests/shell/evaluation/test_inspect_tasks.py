@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +32,20 @@ from shell.evaluation.inspect_tasks import (  # noqa: E402
 )
 from shell.hub import load_tokenizer  # noqa: E402
 
-TASK = f"{Path(__file__).parent / 'capitals.py'}@letters"
+TASK = '''
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+
+@task
+def letters():
+    """Whether an answer holds an e; a model that knows nothing sometimes does."""
+    words = ("the cat", "the dog", "the mat", "the door")
+    data = [Sample(input=word, target="e") for word in words]
+    return Task(dataset=data, solver=generate(), scorer=includes())
+'''
 WORDS = ("the cat", "the dog", "the mat", "the door")
 
 
@@ -45,9 +57,10 @@ def tokenizer(tiny_model_directory):
 def test_a_task_scores_as_the_same_grading_by_hand(
     tiny_engine, tiny_model_directory, tokenizer, tmp_path
 ):
+    (tmp_path / "letters.py").write_text(TASK)
     renderer = get_renderer("chatml", tokenizer)
     evaluator = InspectEvaluator(
-        tasks=[TASK], renderer=renderer, tokenizer=tokenizer, temperature=0.0, max_tokens=12,
+        tasks=[f"{tmp_path / 'letters.py'}@letters"], renderer=renderer, tokenizer=tokenizer, temperature=0.0, max_tokens=12,
         log_dir=tmp_path / "logs",
     )  # fmt: skip
 
