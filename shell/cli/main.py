@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import tyro
@@ -11,6 +12,7 @@ import tyro
 from cookbook_fx.errors import CookbookError
 from shell.cli.distill import Distill
 from shell.cli.dpo import DPO
+from shell.cli.export import Export
 from shell.cli.models import Models
 from shell.cli.replay import Replay
 from shell.cli.report import Report
@@ -29,6 +31,7 @@ Command = (
     | Annotated[Distill, tyro.conf.subcommand("distill")]
     | Annotated[RLHF, tyro.conf.subcommand("rlhf")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Report, tyro.conf.subcommand("report")]
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for library in ("absl", "tinker"):
             logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        return command.run()
+        return _with_path(command).run()
     except CookbookError as error:
         if os.environ.get("COOKBOOK_FX_DEBUG"):
             raise
@@ -79,6 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return _INTERRUPTED
+
+
+def _with_path(command: Command) -> Command:
+    """A training command whose starting weights have a `tinker://` path."""
+    if not isinstance(command, SFT | DPO | RL | Distill):
+        return command
+    model = command.model
+    if model.load_checkpoint is None or model.load_checkpoint.startswith("tinker://"):
+        return command
+    from shell.cli.options import local_checkpoint
+
+    path = local_checkpoint(model.load_checkpoint, model=model.model, base_url=command.base_url)
+    return replace(command, model=replace(model, load_checkpoint=path))
 
 
 if __name__ == "__main__":

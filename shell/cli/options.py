@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -21,6 +22,52 @@ def warn_of_renderer(renderer: str, *, model: str, say: Callable[[str], None]) -
     warning = renderer_warning(canonical_name(model), renderer)
     if warning is not None:
         say(f"Warning: {warning}.")
+
+
+def local_checkpoint(given: str, *, model: str, base_url: str | None) -> str:
+    """The `tinker://` path of a checkpoint that may be named by the directory of a peft adapter.
+
+    Args:
+        given: a path, or such a directory, which becomes a checkpoint of this machine's engine.
+        model: the base model.
+        base_url: another engine's address, to which adapters cannot be taken.
+
+    Raises:
+        ConfigurationError: a directory, and another engine.
+        DataError: the directory holds no adapter for this model.
+    """
+    from shell.engine.imports import LocalCheckpoints, is_adapter
+    from shell.hub import home, resolve_model
+    from shell.hub.models import say_on_standard_error
+
+    if not is_adapter(given):
+        return given
+    if base_url is not None:
+        raise ConfigurationError(
+            f"the adapter in {given} is on this machine, where the engine at {base_url} does not "
+            "look; leave --base-url away, or give a tinker:// path of that engine"
+        )
+    source = resolve_model(model, say=say_on_standard_error, with_weights=False)
+    root = home() / "checkpoints"
+    return LocalCheckpoints(root=root, base=source).take_in(Path(given).expanduser())
+
+
+def named_base_model(directory: Path) -> str:
+    """The base model that a peft adapter says it is for.
+
+    Raises:
+        ConfigurationError: it does not say.
+        ModelError: its configuration is missing or torn.
+    """
+    from shell.hub.adapters import ADAPTER_CONFIG
+    from shell.hub.weights import read_json
+
+    name = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(
+            f"the adapter in {directory} does not say which model it is for; give it by --model"
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -26,7 +27,8 @@ class Sample:
         model: the base model: a known name (see `cookbook-fx models`), the id of a model on the
             Hugging Face hub, a directory, or a .gguf file. None is the checkpoint's own, or
             without a checkpoint smollm2-135m-instruct.
-        checkpoint: a tinker:// path printed by `cookbook-fx sft`; None asks the base model.
+        checkpoint: a tinker:// path printed by `cookbook-fx sft`, or the directory of an adapter
+            that peft or `cookbook-fx export` wrote; None asks the base model.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
         renderer: how conversations are written for the model; None is what suits it best, where
@@ -52,17 +54,21 @@ class Sample:
 
     def run(self) -> int:
         """Prints the answers, one below the other."""
-        from shell.cli.options import engine
+        from shell.cli.options import engine, local_checkpoint
         from shell.hub.models import say_on_standard_error
 
         model = self._base_model()
+        path = self.checkpoint and local_checkpoint(
+            self.checkpoint, model=model, base_url=self.base_url
+        )
         with engine(self.base_url, model=model, say=say_on_standard_error) as address:
-            for answer in asyncio.run(self._answers(address, model)):
+            for answer in asyncio.run(self._answers(address, model, path)):
                 print(answer)  # noqa: T201
         return 0
 
     def _base_model(self) -> str:
         """What an engine of this process is to serve."""
+        from shell.cli.options import named_base_model
         from shell.hub import DEFAULT_MODEL, home
 
         if self.model is not None:
@@ -70,10 +76,13 @@ class Sample:
         if self.checkpoint is None or self.base_url is not None:
             return DEFAULT_MODEL
         from shell.engine.checkpoints import base_model_of
+        from shell.engine.imports import is_adapter
 
+        if is_adapter(self.checkpoint):
+            return named_base_model(Path(self.checkpoint).expanduser())
         return base_model_of(home() / "checkpoints", self.checkpoint)
 
-    async def _answers(self, address: "Address", model: str) -> tuple[str, ...]:
+    async def _answers(self, address: "Address", model: str, path: str | None) -> tuple[str, ...]:
         from cookbook_fx.renderers import get_renderer
         from shell.cli.asking import Manner, answers
         from shell.cli.options import warn_of_renderer
@@ -89,8 +98,8 @@ class Sample:
             seed=self.seed,
         )
         async with connect(base_url=address.base_url, api_key=address.api_key) as service:
-            base_model = model if self.checkpoint is None else None
-            sampler = await service.sampler(base_model=base_model, path=self.checkpoint)
+            base_model = model if path is None else None
+            sampler = await service.sampler(base_model=base_model, path=path)
             asked = self.model or sampler.base_model
             source = await asyncio.to_thread(resolve_model, asked, with_weights=False)
             name = self.renderer or recommended_renderer(asked)

@@ -20,6 +20,7 @@ from shell.hub.weights import Tensors, read_config, read_json, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, _ADAPTER)
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

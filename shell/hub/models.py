@@ -26,6 +26,8 @@ from shell.hub.weights import weight_files
 
 Say = Callable[[str], None]
 
+_HUB_ID = r"[\w.-]+/[\w.-]+"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
@@ -84,6 +86,17 @@ def canonical_name(name: str) -> str:
         return str(path.resolve())
     built_in = _built_in(name)
     return name if built_in is None else built_in.name
+
+
+def public_name(source: ModelSource) -> str:
+    """What programs on other machines know a model by: its hub id, where it has one.
+
+    What is only on this disk is called by its directory.
+    """
+    built_in = _built_in(source.name)
+    if built_in is not None:
+        return built_in.hub_id
+    return source.name if re.fullmatch(_HUB_ID, source.name) else str(source.directory)
 
 
 def recommended_renderer(name_or_path: str, *, catalog: Catalog = CATALOG) -> str:
@@ -163,7 +176,7 @@ def checked_hub_id(name: str) -> str:
     built_in = _built_in(name)
     if built_in is not None:
         return built_in.hub_id
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    if not re.fullmatch(_HUB_ID, name) or name.startswith("."):
         names = ", ".join(model.name for model in BUILT_IN_MODELS)
         raise ModelError(
             f"no model {name!r}: it is neither a directory, a .gguf file, a hub id "

@@ -33,8 +33,8 @@ class ModelChoice:
         train_mlp: adapt the feed-forward layers.
         train_attn: adapt the attention layers.
         train_unembed: adapt the output layer.
-        load_checkpoint: start from these weights, a tinker:// path, instead of a new LoRA; rank
-            and trained parts are theirs then.
+        load_checkpoint: start from these weights, a tinker:// path or the directory of an adapter
+            that peft wrote, instead of a new LoRA; rank and trained parts are theirs then.
     """
 
     model: str = "smollm2-135m-instruct"
