@@ -60,9 +60,13 @@ def test_a_task_scores_as_the_same_grading_by_hand(
     (tmp_path / "letters.py").write_text(TASK)
     renderer = get_renderer("chatml", tokenizer)
     evaluator = InspectEvaluator(
-        tasks=[f"{tmp_path / 'letters.py'}@letters"], renderer=renderer, tokenizer=tokenizer, temperature=0.0, max_tokens=12,
+        tasks=[f"{tmp_path / 'letters.py'}@letters"],
+        renderer=renderer,
+        tokenizer=tokenizer,
+        temperature=0.0,
+        max_tokens=12,
         log_dir=tmp_path / "logs",
-    )  # fmt: skip
+    )
 
     async def run():
         async with connect(base_url=tiny_engine.base_url, api_key=tiny_engine.api_key) as service:

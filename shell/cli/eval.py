@@ -1,0 +1,148 @@
+"""`cookbook-fx eval`: measure a model or a checkpoint."""
+
+import asyncio
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cookbook_fx.errors import ConfigurationError
+from shell.cli.options import BaseURL
+from shell.recipes.evaluation.config import Answering, Tasks
+
+if TYPE_CHECKING:
+    from shell.cli.options import Address
+    from shell.cli.target import Target
+    from shell.recipes.evaluation.builders import TaskBuilder
+
+_RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Measure a model or a checkpoint: graded questions, likelihoods, environments, Inspect tasks.
+
+    Prints a table and keeps the numbers and all answers in a folder. The same command again does
+    not ask again what was answered, so that an interrupted evaluation continues.
+
+    For example
+    $ cookbook-fx eval --questions mine.jsonl --grader contains
+    $ cookbook-fx eval runs/sft --nll heldout.jsonl --rl arithmetic
+    $ cookbook-fx eval tinker://... --inspect task.py@capitals --limit 20
+    $ cookbook-fx eval runs/rl --questions math.jsonl --grader math --temperature 1 --num-samples 8
+
+    Args:
+        target: what is measured: a known model's name (see `cookbook-fx models`), the id of a model
+            on the Hugging Face hub, a directory, a .gguf file, a tinker:// path, or the folder of a
+            run. None is smollm2-135m-instruct.
+        tasks: what it is measured on.
+        answering: how answers are sampled.
+        model: the base model of a tinker:// path on another engine.
+        base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
+            in this process.
+        renderer: how conversations are written for the model; None is what it was trained in, or
+            what suits it best.
+        out_dir: the folder of the results.
+        concurrency: tasks at work at a time.
+        seed: same seed, same answers.
+    """
+
+    target: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL|CHECKPOINT|RUN")
+    ] = None
+    tasks: Tasks = field(default_factory=Tasks)
+    answering: Answering = field(default_factory=Answering)
+    model: str | None = None
+    base_url: BaseURL = None
+    renderer: str | None = None
+    out_dir: Path = Path("runs/eval")
+    concurrency: int = 4
+    seed: int = 0
+
+    def run(self) -> int:
+        """Measures; prints and keeps the numbers."""
+        from shell.cli.options import engine
+        from shell.cli.target import find_target
+        from shell.hub.models import say_on_standard_error
+        from shell.recipes.evaluation.builders import TaskBuilder, chosen
+        from shell.recipes.rl.workers import Workers
+
+        if not chosen(self.tasks):
+            raise ConfigurationError(
+                "there is nothing to measure on; give --questions, --nll, --rl, --inspect or "
+                "--against"
+            )
+        target = find_target(self.target, model=self.model, base_url=self.base_url)
+        with (
+            Workers() as workers,
+            engine(self.base_url, model=target.model, say=say_on_standard_error) as address,
+        ):
+            builder = TaskBuilder(
+                tasks=self.tasks,
+                answering=self.answering,
+                workers=workers,
+                folder=self.out_dir,
+                weights=target.weights,
+            )
+            measured = asyncio.run(self._measured(target, builder, address))
+        self._print(target, measured)
+        self._keep(target, measured)
+        return 0
+
+    async def _measured(
+        self, target: "Target", builder: "TaskBuilder", address: "Address"
+    ) -> dict[str, float | int]:
+        from cookbook_fx.reports import flatten
+        from shell.cli.target import opened
+        from shell.evaluation import Evaluations
+
+        async with opened(target, address=address, renderer=self.renderer) as (sampler, context):
+            evaluations = Evaluations(
+                evaluators=await builder(context), seed=self.seed, concurrency=self.concurrency
+            )
+            return flatten(*await evaluations.of_sampler(sampler))
+
+    def _print(self, target: "Target", measured: dict[str, float | int]) -> None:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Column, Table
+
+        table = Table(
+            Column("measured", overflow="fold"),
+            Column("value", justify="right"),
+            box=SIMPLE_HEAD,
+            title=target.weights,
+            title_justify="left",
+        )
+        for name, value in measured.items():
+            if not name.endswith("_stderr"):
+                error = measured.get(f"{name}_stderr")
+                shown = f"{value:.6g}" if error is None else f"{value:.4f} ± {error:.4f}"
+                table.add_row(name, shown)
+        console = Console(highlight=False, markup=False)
+        console.print(table)
+        console.print(f"Kept in {self.out_dir / _RESULTS}", soft_wrap=True)
+
+    def _keep(self, target: "Target", measured: dict[str, float | int]) -> None:
+        import json
+        import math
+
+        from shell.stores.files import storing, write_atomically
+
+        kept = {
+            "model": target.model,
+            "checkpoint": target.checkpoint,
+            "renderer": self.renderer or target.renderer,
+            "engine": self.base_url or "embedded",
+            "seed": self.seed,
+            "tasks": asdict(self.tasks),
+            "answering": asdict(self.answering),
+            "results": {
+                name: value if math.isfinite(value) else None for name, value in measured.items()
+            },
+        }
+        text = json.dumps(kept, indent=2, default=str) + "\n"
+        with storing(self.out_dir, what="the results"):
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out_dir / _RESULTS, text, what="the results")

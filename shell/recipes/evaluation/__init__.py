@@ -1,0 +1,1 @@
+"""Evaluations by name: questions with graders, held-out text, environments, Inspect tasks."""
