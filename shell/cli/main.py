@@ -10,8 +10,10 @@ from typing import Annotated
 import tyro
 
 from cookbook_fx.errors import CookbookError
+from shell.cli.chat import Chat
 from shell.cli.distill import Distill
 from shell.cli.dpo import DPO
+from shell.cli.eval import Eval
 from shell.cli.export import Export
 from shell.cli.models import Models
 from shell.cli.replay import Replay
@@ -32,6 +34,8 @@ Command = (
     | Annotated[RLHF, tyro.conf.subcommand("rlhf")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Report, tyro.conf.subcommand("report")]
