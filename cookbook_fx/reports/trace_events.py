@@ -29,7 +29,8 @@ def begin_event(
         '{"ph":"B","name":"sampling","ts":1500000.0,"pid":1,"tid":2,"args":{"step":3}}'
     """
     args = {str(key): _shown(value) for key, value in attributes.items()}
-    return _line({"ph": "B", "name": name, **_place(at, process, track)} | _some(args))
+    shown = {"args": args} if args else {}
+    return _line({"ph": "B", "name": name, **_place(at, process, track), **shown})
 
 
 def end_event(*, at: float, process: int, track: int) -> str:
@@ -53,10 +54,6 @@ def track_name_event(name: str, *, process: int, track: int) -> str:
 
 def _place(at: float, process: int, track: int) -> dict[str, float | int]:
     return {"ts": round(at * 1e6, 3), "pid": process, "tid": track}
-
-
-def _some(args: Mapping[str, Attribute]) -> dict[str, Mapping[str, Attribute]]:
-    return {"args": args} if args else {}
 
 
 def _shown(value: object) -> Attribute:

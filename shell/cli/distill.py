@@ -85,6 +85,7 @@ class Distill:
 
         from shell.cli.options import engine
         from shell.cli.recording import open_run
+        from shell.cli.report import report_run
         from shell.recipes.distillation.recipe import (
             MAY_DIFFER,
             WHY_NOT,
@@ -113,7 +114,9 @@ class Distill:
             with engine(self.base_url, model=self.model.model, say=console.print) as address:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(self, loaded, console=console, address=address, folder=folder)
-                return asyncio.run(run)
+                status = asyncio.run(run)
+            report_run(folder.path, console)
+            return status
 
     @property
     def choice(self) -> "DistillationChoice":

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -31,12 +31,15 @@ class Recording:
             the background, and a place that fails does not stop the run.
         project: what the run is filed under there.
         run_name: the run's name there; None is the folder's.
+        trace: write what was done when into trace.json in the run's folder; open it at
+            ui.perfetto.dev, which keeps it on your machine.
     """
 
     existing: Literal["resume", "ask", "delete", "raise"] = "resume"
     loggers: tuple[Logger, ...] = ()
     project: str = "cookbook-fx"
     run_name: str | None = None
+    trace: bool = False
 
 
 @contextmanager
@@ -58,12 +61,13 @@ def open_run(
         console: told of what happens.
 
     Raises:
-        CookbookError: as `open_run_folder`, `mirrored` and `setup_logging`.
+        CookbookError: as `open_run_folder`, `mirrored`, `setup_logging` and `tracing`.
     """
     from shell.hub.home import home
     from shell.stores import open_run_folder
     from shell.stores.loggers import setup_logging
     from shell.stores.mirror import mirrored
+    from shell.stores.tracing import TRACE, tracing
 
     with mirrored(str(run_dir), copies=home() / "runs", say=console.print) as path:
         existing = _chosen(recording, path, run_dir, console)
@@ -79,6 +83,9 @@ def open_run(
                 config=config,
                 console=console,
             ) as logger,
+            tracing(path / TRACE, title=run_name(run_dir, recording), say=console.print)
+            if recording.trace
+            else nullcontext(),
         ):
             yield replace(folder, metrics=logger.metrics)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -98,6 +98,7 @@ async def _train(
     from shell.cli.interrupts import stop_on_signal
     from shell.cli.progress import Watcher
     from shell.cli.recording import open_run
+    from shell.cli.report import report_run
     from shell.clients import connect
     from shell.hub import load_tokenizer, resolve_model
     from shell.hub.weights import context_length
@@ -109,14 +110,19 @@ async def _train(
         with Watcher(console) as watcher:
             yield watcher
 
-    def opened(stage: str, config: "Mapping[str, JSON]") -> "AbstractContextManager[RunFolder]":
+    @contextmanager
+    def opened(stage: str, config: "Mapping[str, JSON]") -> "Iterator[RunFolder]":
         name = f"{run_name(command.run_dir, command.recording)}-{stage}"
-        return open_run(
+        with open_run(
             f"{command.run_dir.rstrip('/')}/{stage}",
             replace(command.recording, run_name=name),
             config=config,
             console=console,
-        )
+        ) as folder:
+            earlier = folder.checkpoints.latest()
+            yield folder
+            if earlier is None or not earlier.final:
+                report_run(folder.path, console)
 
     source = resolve_model(command.model.model, with_weights=command.base_url is None)
     tokenizer = load_tokenizer(source.directory)

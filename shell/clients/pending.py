@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from shell.clients.errors import translated
+from shell.stores.tracing import span
 
 Answer = TypeVar("Answer")
 
@@ -26,6 +27,6 @@ class Pending(Generic[Answer]):
     doing: str
 
     def __await__(self) -> Generator[Any, None, Answer]:
-        with translated(self.doing):
+        with span(self.doing), translated(self.doing):
             answer = yield from self.future.__await__()
         return self.convert(answer)

@@ -33,6 +33,7 @@ from shell.rollouts.env import (
 )
 from shell.rollouts.limits import Progress, RolloutLimits
 from shell.rollouts.options import DEFAULT_OPTIONS, RolloutOptions
+from shell.stores.tracing import span
 
 STOP_METRIC_PREFIX = "stop/"
 
@@ -119,7 +120,8 @@ async def begin(env: Env, *, limits: RolloutLimits) -> Prompt | Trajectory:
     clock = asyncio.timeout(limits.rollout_seconds)
     try:
         async with clock:
-            initial = await env.initial_observation()
+            with span("environment begin"):
+                initial = await env.initial_observation()
     except TimeoutError:
         if not clock.expired():
             raise
@@ -167,7 +169,8 @@ async def play(
     clock = asyncio.timeout_at(deadline)
     try:
         async with clock:
-            return await episode.turns(deadline, first)
+            with span("episode", member=seeds.member, attempt=seeds.attempt):
+                return await episode.turns(deadline, first)
     except TimeoutError:
         if not clock.expired():
             raise
@@ -242,7 +245,8 @@ class _Episode:
             max_tool_calls=self.options.limits.tool_calls,
             parse_errors=self.options.parse_errors,
         )
-        result = await self.env.step(np.asarray(answer.tokens, np.int64).tolist(), extra=extra)
+        with span("environment step", turn=len(self.transitions)):
+            result = await self.env.step(np.asarray(answer.tokens, np.int64).tolist(), extra=extra)
         where = f"{type(self.env).__name__}.step"
         if not isinstance(result, StepResult):
             raise DataError(f"{where} must return a StepResult, got {kind(result)}")

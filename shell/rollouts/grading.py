@@ -10,6 +10,7 @@ from shell.rollouts.attempts import within
 from shell.rollouts.checks import checked_metrics, checked_reward
 from shell.rollouts.env import Env, EnvGroupBuilder
 from shell.rollouts.limits import TerminationRewardPolicy
+from shell.stores.tracing import span
 
 ZERO_REWARD_ON_LIMIT = "zero_reward_on_limit"
 """Metric of an episode whose total was lowered to 0."""
@@ -37,12 +38,13 @@ async def graded(
     if not _is_skipped(trajectories, policy):
         envs = [each.env for each in finished]
         grading = builder.compute_group_rewards(trajectories, envs)
-        given = await within(
-            policy.grader_timeout_seconds,
-            grading,
-            what=f"{type(builder).__name__}.compute_group_rewards",
-            limit="grader_timeout_seconds",
-        )
+        with span("group rewards"):
+            given = await within(
+                policy.grader_timeout_seconds,
+                grading,
+                what=f"{type(builder).__name__}.compute_group_rewards",
+                limit="grader_timeout_seconds",
+            )
         rewards = _checked(given, builder, count=len(finished))
     lowered = [
         _lowered(reward, trajectory) if policy.lowers(trajectory.stop_reason) else reward

@@ -47,6 +47,7 @@ from shell.clients import (
 )
 from shell.evaluation import PreferenceEvaluator, ReferenceScores, SubmittedPreferences
 from shell.stores import RunCheckpoint, RunFolder
+from shell.stores.tracing import interval, span
 from shell.training.beginnings import (
     adam_params,
     checkpoint_name,
@@ -286,12 +287,15 @@ class _Run:
 
     async def _update(self, begun: _Begun) -> _Updating:
         """Turns a forward pass into a backward pass, and sends all that follows it."""
+        with span("reference_logprobs", step=begun.step.index):
+            reference = await self.reference.at(begun.batch.positions)
         inputs = PairInputs(
-            reference=await self.reference.at(begun.batch.positions),
+            reference=reference,
             is_tie=np.array([pair.is_tie for pair in begun.batch.pairs]),
             settings=self.objective.all_settings,
         )
-        backward = await begun.forward.backward(inputs)
+        with span("forward", step=begun.step.index):
+            backward = await begun.forward.backward(inputs)
         learning_rate = float(self.learning_rates[begun.step.index])
         optim_step = self.trainer.optim_step(
             adam_params(self.config.adam, learning_rate=learning_rate)
@@ -314,6 +318,7 @@ class _Run:
         result = await done.backward
         updated = await done.optim_step
         now = time.perf_counter()
+        interval("step", began=since, ended=now, step=step.index)
         report = PreferenceStepReport(
             step=step,
             learning_rate=done.learning_rate,
@@ -329,7 +334,8 @@ class _Run:
         about_data = [self.data.preparation] if step.index == 0 and self.data.preparation else []
         times = TimeReport(seconds={"total": now - since})
         row = flatten(*about_data, report, *evaluated, engine, times)
-        await asyncio.to_thread(self.folder.metrics.append, step.index, row)
+        with span("write", step=step.index):
+            await asyncio.to_thread(self.folder.metrics.append, step.index, row)
         self.observe(StepDone(report=report, seconds=now - since))
         if done.save is None:
             return None, now
@@ -358,6 +364,7 @@ class _Run:
         """Waits for the evaluation before `step`."""
         if submitted is None or self.evaluator is None:
             return []
-        report = await self.evaluator.measure(submitted)
+        with span("evaluation", step=step):
+            report = await self.evaluator.measure(submitted)
         self.observe(Evaluated(step=step, report=report))
         return [report]

@@ -1,7 +1,6 @@
 """Rollouts: begun as soon as their weights may, on the disk before they are learnt from."""
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -21,6 +20,7 @@ from shell.rollouts import (
     do_group_rollout,
 )
 from shell.stores import RolloutHead, RolloutsFile
+from shell.stores.tracing import span
 from shell.training.background import Spawn, carried_out
 from shell.training.beginnings import epoch_seed
 from shell.training.events import GroupRolledOut, Observer
@@ -140,7 +140,8 @@ class Pipeline:
     async def _roll_out(self, step: Step, *, version: int, policy: TokenCompleter) -> None:
         """Starts a task for each group of a step."""
         async with self._one_step:
-            builders = await asyncio.to_thread(self._builders, step)
+            with span("get_batch", step=step.index):
+                builders = await asyncio.to_thread(self._builders, step)
             references = await asyncio.to_thread(self._references, builders)
             self.arrivals(step.index).expect(references)
             for index, builder in enumerate(builders):
@@ -170,15 +171,15 @@ class Pipeline:
         num_groups: int,
     ) -> None:
         seed = group_seed(self._config.seed, step, index)
-        began = time.perf_counter()
-        group = await do_group_rollout(builder, policy, options=self._config.rollout, seed=seed)
+        with span("group", step=step, group=index, sampler_step=version) as rollout:
+            group = await do_group_rollout(builder, policy, options=self._config.rollout, seed=seed)
         done = RecordedGroup(
             step=step,
             index=index,
             sampler_step=version,
             tags=tuple(builder.logging_tags()),
             seed=seed,
-            seconds=time.perf_counter() - began,
+            seconds=rollout.seconds,
             group=group,
             texts=(),
         )

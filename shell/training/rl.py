@@ -28,6 +28,7 @@ from shell.evaluation import Evaluations, Evaluator, SubmittedEvaluations
 from shell.rollouts import RLDataset
 from shell.rollouts.references import scores
 from shell.stores import RunCheckpoint, RunFolder
+from shell.stores.tracing import interval, span
 from shell.training.background import Spawn, background, carried_out
 from shell.training.beginnings import (
     adam_params,
@@ -242,10 +243,12 @@ class _Run:
         next_step = 0 if start is None else start.next_step
         weights = self._weights(self.trainer.snapshot(), version=next_step)
         for step in self.plan.steps(from_step=next_step):
-            since = time.perf_counter()
-            if not await self._goes_on(step, stop):
+            with span("waiting_for_rollouts", step=step.index) as waiting:
+                goes_on = await self._goes_on(step, stop)
+            if not goes_on:
                 break
-            submitted = await self._submit(step, waited=time.perf_counter() - since)
+            with span("submit", step=step.index):
+                submitted = await self._submit(step, waited=waiting.seconds)
             before, weights = weights, self._after(step, submitted, before=weights)
             save = self._save(step)
             # While one step learns, the one before is told of, and no more than that.
@@ -307,7 +310,8 @@ class _Run:
         return Evaluations(evaluators=self.data.evaluators, seed=self.config.seed)
 
     async def _evaluate(self, submitted: SubmittedEvaluations, version: int) -> list[Report]:
-        reports = await self._evaluations.measure(submitted)
+        with span("evaluation", step=version):
+            reports = await self._evaluations.measure(submitted)
         for report in reports:
             self.observe(Evaluated(step=version, report=report))
         return reports
@@ -334,9 +338,10 @@ class _Run:
         answers = await self._answers(submitted, after)
         trained = time.perf_counter()
         evaluated = [] if before.evaluation is None else await before.evaluation
-        found = await asyncio.to_thread(
-            account, submitted, answers, objective=self.config.objective
-        )
+        with span("account", step=step.index):
+            found = await asyncio.to_thread(
+                account, submitted, answers, objective=self.config.objective
+            )
         failed_steps = _failed_steps(submitted, told.failed_steps)
         now = time.perf_counter()
         report = ReinforcementStepReport(
@@ -353,8 +358,11 @@ class _Run:
             seconds=dict(submitted.seconds)
             | {"total": now - told.clock, "training": trained - submitted.began}
         )
+        interval("training", began=submitted.began, ended=trained, step=step.index)
+        interval("step", began=told.clock, ended=now, step=step.index)
         row = flatten(report, *found.reports, *evaluated, times)
-        await carried_out(self._write, step, submitted, answers, row)
+        with span("write", step=step.index):
+            await carried_out(self._write, step, submitted, answers, row)
         self.pipeline.forget(step.index)
         self.observe(StepDone(report=report, seconds=now - told.clock, metrics=row))
         checkpoint = told.checkpoint

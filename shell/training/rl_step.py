@@ -24,6 +24,7 @@ from cookbook_fx.rl.records import BatchRecord, RecordedGroup, batch_record
 from cookbook_fx.runs import Pacing
 from shell.clients import ForwardResult, OptimResult, Sampler, Trainer
 from shell.rollouts.references import Rows, reference_logprobs
+from shell.stores.tracing import span
 from shell.training.background import Spawn
 from shell.training.pipeline import Arrivals
 
@@ -112,9 +113,9 @@ class Learner:
         for substep, sizes in enumerate(self.pacing.parts(len(references))):
             before = len(passes)
             for minibatch, size in enumerate(sizes):
-                began = time.perf_counter()
-                groups = await self._part(arrivals, taken, taken + size)
-                waited += time.perf_counter() - began
+                with span("waiting_for_rollouts") as waiting:
+                    groups = await self._part(arrivals, taken, taken + size)
+                waited += waiting.seconds
                 taken += size
                 judges = [references[each.index] for each in groups]
                 sent = await self._send(groups, judges, substep=substep, minibatch=minibatch)
@@ -149,10 +150,12 @@ class Learner:
         )
         base_logprobs = None
         if self.references:
-            base_logprobs = await reference_logprobs(self.references, batch, judges)
-        training = await asyncio.to_thread(
-            rl.training_data, batch, self.objective, base_logprobs=base_logprobs
-        )
+            with span("reference_logprobs"):
+                base_logprobs = await reference_logprobs(self.references, batch, judges)
+        with span("training_data"):
+            training = await asyncio.to_thread(
+                rl.training_data, batch, self.objective, base_logprobs=base_logprobs
+            )
         if not training.data:
             return None
         loss = self.objective.loss_spec

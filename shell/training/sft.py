@@ -29,6 +29,7 @@ from cookbook_fx.supervised import Preparation, likelihood_report
 from shell.clients import ForwardResult, OptimResult, Pending, Service, Trainer
 from shell.evaluation import Evaluations, Evaluator, SubmittedEvaluations
 from shell.stores import RunCheckpoint, RunFolder
+from shell.stores.tracing import interval, span
 from shell.training.beginnings import (
     adam_params,
     checkpoint_name,
@@ -204,17 +205,16 @@ class _Run:
 
     async def _submit(self, step: Step) -> _InFlight:
         """Sends everything that one step consists of, in the order it is to happen."""
-        began = time.perf_counter()
         seed = epoch_seed(self.config.seed, step.epoch)
-        data = await asyncio.to_thread(self.data.train.get_batch, step.batch, epoch_seed=seed)
-        seconds_preparing = time.perf_counter() - began
+        with span("get_batch", step=step.index) as preparing:
+            data = await asyncio.to_thread(self.data.train.get_batch, step.batch, epoch_seed=seed)
         learning_rate = float(self.learning_rates[step.index])
         is_last = step.index + 1 == self.plan.total_steps
         return _InFlight(
             step=step,
             data=data,
             learning_rate=learning_rate,
-            seconds_preparing=seconds_preparing,
+            seconds_preparing=preparing.seconds,
             evaluations=self._evaluations.submit(self.trainer) if step.evaluate else None,
             forward_backward=self.trainer.forward_backward(data),
             optim_step=self.trainer.optim_step(
@@ -236,6 +236,7 @@ class _Run:
         result = await done.forward_backward
         updated = await done.optim_step
         now = time.perf_counter()
+        interval("step", began=since, ended=now, step=index)
         report = SupervisedStepReport(
             step=done.step,
             learning_rate=done.learning_rate,
@@ -249,7 +250,8 @@ class _Run:
         times = TimeReport(seconds={"total": now - since, "get_batch": done.seconds_preparing})
         about_data = [self.data.preparation] if index == 0 and self.data.preparation else []
         row = flatten(*about_data, report, *evaluated, engine, times)
-        await asyncio.to_thread(self.folder.metrics.append, index, row)
+        with span("write", step=index):
+            await asyncio.to_thread(self.folder.metrics.append, index, row)
         event = StepDone(report=report, seconds=now - since)
         self.observe(event)
         if done.save is None:
@@ -279,7 +281,10 @@ class _Run:
 
     async def _measure(self, step: int, submitted: SubmittedEvaluations | None) -> list[Report]:
         """Waits for the evaluations before `step`."""
-        reports = [] if submitted is None else await self._evaluations.measure(submitted)
+        if submitted is None:
+            return []
+        with span("evaluation", step=step):
+            reports = await self._evaluations.measure(submitted)
         for report in reports:
             self.observe(Evaluated(step=step, report=report))
         return reports
