@@ -29,6 +29,7 @@ from orbax.checkpoint import v1 as orbax
 
 from cookbook_fx.errors import ConfigurationError, DataError, ServiceError, StorageError
 from cookbook_fx.lm import LMConfig, LoRA, LoRAConfig, TrainState, init_lora, init_train_state
+from shell.stores.orbax_turn import ORBAX_TURN
 
 log = logging.getLogger(__name__)
 Segment = Literal["weights", "sampler_weights", "external_weights"]
@@ -201,9 +202,10 @@ class CheckpointStore:
         folder = self._data(path.model_id) / data
         try:
             folder.mkdir(parents=True)
-            orbax.save(folder / "adapter", adapter)
-            if optimizer is not None:
-                orbax.save(folder / "optimizer", optimizer)
+            with ORBAX_TURN:
+                orbax.save(folder / "adapter", adapter)
+                if optimizer is not None:
+                    orbax.save(folder / "optimizer", optimizer)
             _synchronise(folder)
             checkpoint = Checkpoint(
                 path=path,
@@ -338,7 +340,8 @@ class CheckpointStore:
     def _load(self, checkpoint: Checkpoint, part: str, abstract: Tree) -> Tree:
         folder = self._data(checkpoint.path.model_id) / checkpoint.data / part
         try:
-            loaded = orbax.load(folder, abstract)
+            with ORBAX_TURN:
+                loaded = orbax.load(folder, abstract)
         # As in `save`: there is no common ancestor to what Orbax raises on a torn file.
         except Exception as error:
             raise ServiceError(f"{checkpoint.path} cannot be read: {error}") from error

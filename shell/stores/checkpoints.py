@@ -8,6 +8,7 @@ from types import TracebackType
 import orbax.checkpoint as ocp
 
 from shell.stores.files import storing
+from shell.stores.orbax_turn import ORBAX_TURN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class RunCheckpoints:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
-        with storing(self._directory, what="the checkpoint directory"):
+        with ORBAX_TURN, storing(self._directory, what="the checkpoint directory"):
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
@@ -51,7 +52,8 @@ class RunCheckpoints:
         Raises:
             StorageError: the disk is full or cannot be written; earlier records are intact.
         """
-        with storing(self._directory, what=f"the checkpoint of step {checkpoint.next_step}"):
+        what = f"the checkpoint of step {checkpoint.next_step}"
+        with ORBAX_TURN, storing(self._directory, what=what):
             self._manager.save(
                 checkpoint.next_step, args=ocp.args.JsonSave(asdict(checkpoint)), force=True
             )
@@ -68,7 +70,7 @@ class RunCheckpoints:
 
     def keep_before(self, step: int) -> None:
         """Deletes the records whose next step is `step` or later, torn ones included."""
-        with storing(self._directory, what="the list of checkpoints"):
+        with ORBAX_TURN, storing(self._directory, what="the list of checkpoints"):
             for later in [found for found in self._manager.all_steps() if found >= step]:
                 self._manager.delete(later)
 
@@ -89,7 +91,9 @@ class RunCheckpoints:
 
     def _read(self, step: int) -> RunCheckpoint | None:
         try:
-            return RunCheckpoint(**self._manager.restore(step, args=ocp.args.JsonRestore()))
+            with ORBAX_TURN:
+                record = self._manager.restore(step, args=ocp.args.JsonRestore())
+            return RunCheckpoint(**record)
         except (OSError, json.JSONDecodeError, TypeError):
             # A record that never got whole, or one damaged since: an earlier one will do.
             return None
