@@ -27,10 +27,10 @@ class Eval:
     not ask again what was answered, so that an interrupted evaluation continues.
 
     For example
-    $ cookbook-fx eval --questions mine.jsonl --grader contains
+    $ cookbook-fx eval --questions mine.jsonl --question-grader contains
     $ cookbook-fx eval runs/sft --nll heldout.jsonl --rl arithmetic
     $ cookbook-fx eval tinker://... --inspect task.py@capitals --limit 20
-    $ cookbook-fx eval runs/rl --questions math.jsonl --grader math --temperature 1 --num-samples 8
+    $ cookbook-fx eval runs/rl --questions math.jsonl --question-grader math --num-samples 8
 
     Args:
         target: what is measured: a known model's name (see `cookbook-fx models`), the id of a model

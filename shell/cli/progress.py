@@ -22,6 +22,7 @@ from cookbook_fx.reports import (
     PreferenceStepReport,
     ReinforcementStepReport,
     RolloutEvaluationReport,
+    ScoreReport,
     SupervisedStepReport,
     TeacherReport,
 )
@@ -150,6 +151,10 @@ class Watcher:
                 told = f"reward after {event.step} steps: {every.mean_total_reward:.3f}"
             case TeacherReport(kl=found):
                 told = f"KL to teacher after {event.step} steps: {found.mean:.4f} nats/token"
+            case ScoreReport(name=name, scores=scores):
+                numbers = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+                self._console.print(f"{name} after {event.step} steps: {numbers}")
+                return
             case _:
                 return
         self._console.print(f"held-out {told}")

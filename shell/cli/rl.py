@@ -1,13 +1,14 @@
 """`cookbook-fx rl`: train a model by reinforcement on a task that can be checked."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from shell.cli.options import BaseURL
 from shell.cli.recording import Recording, RunDir
+from shell.recipes.evaluation.config import Tasks
 from shell.recipes.rl.config import (
     Arithmetic,
     Episodes,
@@ -68,6 +69,7 @@ class RL:
         schedule: how long and how fast.
         adam: the optimizer, AdamW.
         cadence: what is done how often; may be changed when a run is continued.
+        tasks: what the weights are measured on besides, whenever they are evaluated.
         sampling: how the model answers while it learns.
         learning: what a step learns from its groups.
         pace: in which order the run samples and trains.
@@ -91,6 +93,7 @@ class RL:
     learning: Learning = field(default_factory=Learning)
     pace: Pace = field(default_factory=Pace)
     episodes: Episodes = field(default_factory=Episodes)
+    tasks: Tasks = field(default_factory=Tasks)
     base_url: BaseURL = None
     run_dir: RunDir = "runs/rl"
     recording: Recording = field(default_factory=Recording)
@@ -128,7 +131,15 @@ class RL:
             config, data = _load(self, console, workers)
             with engine(self.base_url, model=self.model.model, say=console.print) as address:
                 console.print(f"Engine: {address.base_url}")
-                run = _train(config, data, console=console, address=address, folder=folder)
+                run = _train(
+                    self,
+                    config,
+                    data,
+                    console=console,
+                    address=address,
+                    folder=folder,
+                    workers=workers,
+                )
                 status = asyncio.run(run)
             report_run(folder.path, console)
             return status
@@ -182,27 +193,33 @@ def _load(command: RL, console: "Console", workers: "Workers") -> "tuple[RLConfi
 
 
 async def _train(
+    command: RL,
     config: "RLConfig",
     data: "RLData",
     *,
     console: "Console",
     address: "Address",
     folder: "RunFolder",
+    workers: "Workers",
 ) -> int:
     """Trains, and shows what came of it."""
     from shell.cli.interrupts import stop_on_signal
     from shell.cli.progress import Watcher
     from shell.clients import connect
+    from shell.recipes.evaluation.builders import chosen_evaluators
     from shell.training.rl import train_rl
 
     message = "Stopping: finishing the step under way and saving. Ctrl-C again quits at once."
     with stop_on_signal(message=message) as stop:
         async with connect(base_url=address.base_url, api_key=address.api_key) as service:
+            evaluators = data.evaluators + await chosen_evaluators(
+                command.tasks, service=service, model=command.model, workers=workers
+            )
             with Watcher(console) as watcher:
                 result = await train_rl(
                     config,
                     service=service,
-                    data=data,
+                    data=replace(data, evaluators=evaluators),
                     folder=folder,
                     observe=watcher,
                     stop=stop,

@@ -1,12 +1,13 @@
 """`cookbook-fx sft`: fine-tune a model on conversations."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cookbook_fx.errors import ConfigurationError
 from shell.cli.options import BaseURL
 from shell.cli.recording import Recording, RunDir
+from shell.recipes.evaluation.config import Tasks
 from shell.training import Adam, Cadence, ChatData, ModelChoice, Schedule, SFTConfig
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SFT:
         schedule: how long and how fast.
         adam: the optimizer, AdamW.
         cadence: what is done how often; may be changed when a run is continued.
+        tasks: what the weights are measured on besides, whenever they are evaluated.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
         run_dir: the folder the run leaves, a path or a URL (s3://bucket/run): measurements,
@@ -56,6 +58,7 @@ class SFT:
     schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
     adam: Adam = field(default_factory=Adam)
     cadence: Cadence = field(default_factory=lambda: Cadence(eval_every=20))
+    tasks: Tasks = field(default_factory=Tasks)
     base_url: BaseURL = None
     run_dir: RunDir = "runs/sft"
     recording: Recording = field(default_factory=Recording)
@@ -166,16 +169,25 @@ async def _train(
     from shell.cli.interrupts import stop_on_signal
     from shell.cli.progress import Watcher
     from shell.clients import connect
+    from shell.recipes.evaluation.builders import chosen_evaluators
+    from shell.recipes.rl.workers import Workers
     from shell.training.sft import train_supervised
 
     message = "Stopping: finishing the steps under way and saving. Ctrl-C again quits at once."
-    with stop_on_signal(message=message) as stop:
+    with Workers() as workers, stop_on_signal(message=message) as stop:
         async with connect(base_url=address.base_url, api_key=address.api_key) as service:
+            evaluators = loaded.data.evaluators + await chosen_evaluators(
+                command.tasks,
+                service=service,
+                model=command.model,
+                renderer=renderer,
+                workers=workers,
+            )
             with Watcher(console) as watcher:
                 result = await train_supervised(
                     command.config,
                     service=service,
-                    data=loaded.data,
+                    data=replace(loaded.data, evaluators=evaluators),
                     folder=folder,
                     observe=watcher,
                     stop=stop,

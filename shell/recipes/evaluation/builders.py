@@ -1,5 +1,6 @@
 """From chosen tasks to evaluators."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,9 +9,10 @@ from pathlib import Path
 from cookbook_fx.chat import Message
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.names import imported
-from cookbook_fx.renderers import TrainOnWhat
+from cookbook_fx.renderers import Renderer, TrainOnWhat, get_renderer
 from cookbook_fx.supervised import prepare_conversations
 from cookbook_fx.tokens import byte_lengths
+from shell.clients import Service
 from shell.evaluation import (
     AnswersFile,
     CustomEvaluator,
@@ -23,7 +25,9 @@ from shell.evaluation import (
     SamplerNLLEvaluator,
     WinRateEvaluator,
 )
-from shell.hub import read_conversations
+from shell.hub import load_tokenizer, read_conversations, resolve_model
+from shell.hub.weights import context_length
+from shell.recipes.chat_sft import chosen_renderer
 from shell.recipes.evaluation.config import Answering, RecipeName, Tasks
 from shell.recipes.evaluation.graders import get_grader, graded_text
 from shell.recipes.evaluation.questions import load_questions
@@ -32,6 +36,7 @@ from shell.recipes.rl.recipes import RECIPE_NAMES, dataset_builder
 from shell.recipes.rl.shorter import prefer_shorter
 from shell.recipes.rl.workers import TimeLimitExceeded, WorkerDied, Workers
 from shell.rollouts import PreferenceModel, PreferenceModelFromChatRenderer
+from shell.training import ModelChoice
 
 _GRADING_SECONDS = 10.0
 
@@ -88,7 +93,7 @@ class TaskBuilder:
 
     def _questions(self, source: str, context: EvaluationContext) -> CustomEvaluator:
         answering, name = self.answering, _stem(source)
-        grader = get_grader(self.tasks.grader)
+        grader = get_grader(self.tasks.question_grader)
 
         async def grade(message: Message, example: EvaluationExample) -> object:
             try:
@@ -100,7 +105,9 @@ class TaskBuilder:
                     limit_seconds=_GRADING_SECONDS,
                 )
             except (TimeLimitExceeded, WorkerDied) as error:
-                raise GradingFailed(f"the grader {self.tasks.grader} failed: {error}") from error
+                raise GradingFailed(
+                    f"the grader {self.tasks.question_grader} failed: {error}"
+                ) from error
 
         return CustomEvaluator(
             dataset=load_questions(source, limit=answering.limit),
@@ -212,3 +219,37 @@ def chosen(tasks: Tasks) -> bool:
 def _stem(source: str) -> str:
     path = Path(source)
     return path.stem if path.suffix in (".jsonl", ".json", ".parquet") else path.name
+
+
+async def chosen_evaluators(
+    tasks: Tasks,
+    *,
+    service: Service,
+    model: ModelChoice,
+    workers: Workers,
+    renderer: Renderer | None = None,
+) -> tuple[Evaluator, ...]:
+    """The evaluators that a run has besides its own; greedy, one answer to a question.
+
+    Args:
+        tasks: which.
+        service: the engine.
+        model: what is trained.
+        workers: the processes that answers are graded in.
+        renderer: the chat format, if it was made already.
+
+    Raises:
+        CookbookError: as `TaskBuilder`.
+    """
+    if not chosen(tasks):
+        return ()
+    source = await asyncio.to_thread(resolve_model, model.model, with_weights=False)
+    tokenizer = load_tokenizer(source.directory)
+    context = EvaluationContext(
+        service=service,
+        model=model.model,
+        renderer=renderer or get_renderer(chosen_renderer(model), tokenizer),
+        tokenizer=tokenizer,
+        context_window=context_length(source.directory),
+    )
+    return await TaskBuilder(tasks=tasks, answering=Answering(), workers=workers)(context)

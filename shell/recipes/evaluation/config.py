@@ -14,9 +14,9 @@ class Tasks:
     Args:
         questions: questions with right answers, to be graded: JSONL files, each line {"prompt":
             ..., "reference": ...}, or data sets on the Hugging Face hub.
-        grader: how answers to them are graded: exact_match, contains, number, math, regex, choice,
-            or a function of your own, package.module:function, which takes the answer's text and
-            the reference and says whether it is right, or how right from 0 to 1.
+        question_grader: how answers to them are graded: exact_match, contains, number, math, regex,
+            choice, or a function of your own, package.module:function, which takes the answer's
+            text and the reference and says whether it is right, or how right from 0 to 1.
         nll: JSONL files of conversations; how likely are the assistant's messages in them?
         rl: the test sets of reinforcement-learning recipes, by the recipe's name.
         inspect: Inspect AI tasks: file.py, file.py@task or package/task. Needs
@@ -28,7 +28,7 @@ class Tasks:
     """
 
     questions: tuple[str, ...] = ()
-    grader: str = "exact_match"
+    question_grader: str = "exact_match"
     nll: tuple[Path, ...] = ()
     rl: tuple[RecipeName, ...] = ()
     inspect: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ def test_tasks_are_measured_together_kept_and_continued(
     held_out = write_conversations(tmp_path / "heldout.jsonl", begin=0, end=3)
     out_dir = tmp_path / "out"
     arguments = [
-        "eval", tiny_model_directory, "--questions", questions, "--grader", "regex",
+        "eval", tiny_model_directory, "--questions", questions, "--question-grader", "regex",
         "--nll", held_out, "--max-tokens", 6, "--out-dir", out_dir,
     ]  # fmt: skip
     status, out, err = command(*arguments)
@@ -86,3 +86,18 @@ def _made(tmp_path: Path) -> list[str]:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     return ["one", "two"]
+
+
+@pytest.mark.slow
+def test_a_run_measures_chosen_tasks_on_its_cadence(
+    command, tmp_path, home, questions, sft_arguments
+):
+    status, out, err = command(
+        *sft_arguments, "--max-steps", "2", "--eval-every", "1", "--run-dir", tmp_path / "run",
+        "--questions", questions, "--question-grader", "regex",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["pets/num_examples"] for row in rows] == [3, 3, 3]
+    assert all(row["pets/accuracy"] == pytest.approx(2 / 3) for row in rows)
+    assert out.count("pets after") == 3
