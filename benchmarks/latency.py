@@ -168,7 +168,7 @@ class _Clock:
 def _serve(parent: Connection, folder: Path) -> None:
     from shell.engine.serve import EngineConfig, embedded_engine
 
-    model = _tiny_model(folder / "tiny")
+    model = tiny_model(folder / "tiny")
     with embedded_engine(EngineConfig(model=str(model), state_dir=folder)) as endpoint:
         app = Starlette(
             routes=[
@@ -239,7 +239,7 @@ async def _until(due: float) -> None:
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
 
 
-def _tiny_model(directory: Path) -> Path:
+def tiny_model(directory: Path) -> Path:
     """A random Llama of two narrow layers with a tokenizer of bytes, as Hugging Face keeps them."""
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
