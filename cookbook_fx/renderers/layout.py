@@ -85,6 +85,10 @@ def _nothing(role: str, prefill: Sequence[int]) -> Sequence[int]:
     return ()
 
 
+def _itself(layout: Layout) -> Layout:
+    return layout
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutRenderer:
     """The `Renderer` of a `Layout`.
@@ -94,11 +98,14 @@ class LayoutRenderer:
             formats whose header alone lets nobody speak yet.
         stages: says what responses are made of, as they arrive. A function, as it is of functions,
             so that the renderer can be sent to another process.
+        remembering: makes the layout that is asked for one conversation and its beginnings, for
+            formats that find out about them what is worth remembering.
     """
 
     layout: Layout
     before_prefill: Callable[[str, Sequence[int]], Sequence[int]] = _nothing
     stages: Callable[[], Stages] = text_alone
+    remembering: Callable[[Layout], Layout] = _itself
 
     @property
     def name(self) -> str:
@@ -126,8 +133,9 @@ class LayoutRenderer:
     ) -> tuple[SupervisedExample, ...]:
         _check_messages(messages, train_on_what)
         produced = _trained(messages, train_on_what)
-        if self.layout.extends(messages) or not any(produced):
-            return (self.build_supervised_example(messages, train_on_what),)
+        one_by_one = replace(self, layout=self.remembering(self.layout))
+        if one_by_one.layout.extends(messages) or not any(produced):
+            return (one_by_one.build_supervised_example(messages, train_on_what),)
         if any(trained and messages[i].role != "assistant" for i, trained in enumerate(produced)):
             raise ConfigurationError(
                 f"{self.name} writes this conversation's responses otherwise once it goes on, so "
@@ -136,7 +144,7 @@ class LayoutRenderer:
             )
         unmarked = [replace(message, trainable=None) for message in messages]
         return tuple(
-            self.build_supervised_example(unmarked[: i + 1])
+            one_by_one.build_supervised_example(unmarked[: i + 1])
             for i, trained in enumerate(produced)
             if trained
         )

@@ -11,8 +11,11 @@ leaves marks without their partners or a broken token outside of them, and is fo
 import datetime
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
@@ -126,8 +129,12 @@ class Written(NamedTuple):
     def runs(self, begin: int, end: int) -> Iterator[tuple[str, bool]]:
         """`text[begin:end]` in pieces, and of each whether it was said."""
         at = begin
-        for span in self.spans:
-            if span.end <= at or span.begin >= end:
+        first = bisect_right(self.spans, begin, key=attrgetter("end"))
+        for span in islice(self.spans, first, None):
+            if span.begin >= end:
+                break
+            # An empty one.
+            if span.end <= at:
                 continue
             if span.begin > at:
                 yield self.text[at : span.begin], False

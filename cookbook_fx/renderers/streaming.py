@@ -11,10 +11,11 @@ by parsing it, and where that is not what came out before, which no well-formed 
 """
 
 from codecs import utf_8_decode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, compress, count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cookbook_fx.chat import Message, ToolCall
 from cookbook_fx.renderers.response import ParsedResponse
@@ -93,7 +94,7 @@ class _Taken(NamedTuple):
 
 
 # So that a response of many updates is few objects for Python's garbage collector to look at.
-_TAKEN_TOGETHER = 64
+_TAKEN_TOGETHER = 24
 
 
 class StreamState(NamedTuple):
@@ -116,6 +117,11 @@ class StreamState(NamedTuple):
     recent: tuple[int, ...]
     earlier: _Taken | None
     begin: int
+
+
+# A NamedTuple is made by a function in Python, which is much of the time that a token takes.
+_made: Callable[..., Any] = tuple.__new__
+_state: Callable[[tuple[object, ...]], StreamState] = partial(_made, StreamState)
 
 
 class Finished(NamedTuple):
@@ -158,6 +164,7 @@ class StreamingParser:
     _stop_tokens: frozenset[int] = field(init=False, repr=False)
     _bounds: frozenset[int] = field(init=False, repr=False)
     _stop_texts: tuple[str, ...] = field(init=False, repr=False)
+    _spelled: Mapping[int, bytes] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tokens = frozenset(stop for stop in self.stops if isinstance(stop, int))
@@ -165,6 +172,7 @@ class StreamingParser:
         object.__setattr__(self, "_stop_tokens", tokens)
         object.__setattr__(self, "_bounds", tokens | self.stages.marks)
         object.__setattr__(self, "_stop_texts", texts)
+        object.__setattr__(self, "_spelled", self.codec.spelled)
 
     def init(self) -> StreamState:
         """The state before the first token."""
@@ -218,10 +226,9 @@ class StreamingParser:
         recent = (*recent, *tokens)
         if len(recent) > _TAKEN_TOGETHER:
             earlier, recent = _Taken(earlier, recent, _count(state) + len(tokens)), ()
-        spelled = self.codec.spelled
-        becomes = None if stage is None else stage.becomes
-        if stage is None or becomes is None or spelled is None:
-            return StreamState((), stage, waiting, partial, recent, earlier, begin)
+        spelled = self._spelled
+        if stage is None or stage.becomes is None or spelled is None:
+            return _state(((), stage, waiting, partial, recent, earlier, begin))
         # One at a time is how most tokens arrive.
         data = (
             spelled[tokens[0]] if len(tokens) == 1 else b"".join(map(spelled.__getitem__, tokens))
@@ -232,17 +239,17 @@ class StreamingParser:
         is_over = False
         if self._stop_texts:
             certain, waiting, is_over = self._before_stop(waiting + text)
+        elif visible := text.rstrip():
+            certain, waiting = waiting + visible, text[len(visible) :]
         else:
-            visible = text.rstrip()
-            certain = waiting + visible if visible else ""
-            waiting = text[len(visible) :] if visible else waiting + text
+            certain, waiting = "", waiting + text
+        partial = data[used:]
+        becomes = stage.becomes
         if certain and stage.begun is not None:
             certain, stage = stage.begun(certain), stage._replace(begun=None)
-        deltas: tuple[Delta, ...] = (becomes(certain),) if certain else ()
-        partial = data[used:]
-        return StreamState(
-            deltas, None if is_over else stage, waiting, partial, recent, earlier, begin
-        )
+        deltas = (_made(becomes, (certain,)),) if certain else ()
+        after = None if is_over else stage
+        return _state((deltas, after, waiting, partial, recent, earlier, begin))
 
     def _before_stop(self, text: str) -> tuple[str, str, bool]:
         """What is certain of a text, what is not, and whether it holds a stop."""

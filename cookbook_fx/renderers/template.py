@@ -25,12 +25,13 @@ import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cookbook_fx.chat import ImagePart, Message, TextPart, ToolCall, tool_to_dict
 from cookbook_fx.errors import ConfigurationError, DataError
-from cookbook_fx.renderers.layout import LayoutRenderer, Piece
+from cookbook_fx.renderers.layout import Layout, LayoutRenderer, Piece
 from cookbook_fx.renderers.provenance import (
     ChatTemplate,
     Marks,
@@ -90,7 +91,7 @@ def template(
             f"the tokenizer's chat template cannot be followed: {error}"
             + ("; it may want to know the `date`, which must be given" if asks_the_clock else "")
         ) from error
-    return LayoutRenderer(layout=layout)
+    return LayoutRenderer(layout=layout, remembering=_remembering)
 
 
 class _Source(NamedTuple):
@@ -558,8 +559,16 @@ def _check(layout: "_Template", tokenizer: Tokenizer, variables: Mapping[str, An
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Template:
+    """The layout of a template.
+
+    Args:
+        prompts: what was found to ask for a response to the first messages, by how many they are,
+            where it is remembered: all conversations asked about begin alike.
+    """
+
     script: _Script
     facts: _Facts
+    prompts: dict[int, Written | None] | None = field(default=None, repr=False)
 
     name = "template"
     # Whether it holds depends on the messages; no template says.
@@ -661,7 +670,8 @@ class _Template:
         at = len(self.facts.start)
         for index, (begin, turn) in enumerate(zip(begins, said, strict=True)):
             begin = at if begin is None else max(at, begin)
-            after = next((b for b in begins[index + 1 :] if b is not None), len(text.text))
+            later = (b for b in islice(begins, index + 1, None) if b is not None)
+            after = next(later, len(text.text))
             if begins[index] is not None:
                 at = self._end(text, max(begin, turn.end if turn else begin), max(begin, after))
             cuts.append(_Cut(begin, max(begin, at), asked[index]))
@@ -671,7 +681,8 @@ class _Template:
         self, text: Written, said: Sequence["_Turn | None"], index: int
     ) -> int | None:
         """Where a response begins in history that is not as it was when it was asked for."""
-        before = max((turn.end for turn in said[:index] if turn), default=0)
+        # Turns stand in order.
+        before = next((turn.end for turn in reversed(said[:index]) if turn), 0)
         after = next((turn.begin for turn in said[index:] if turn), len(text.text))
         header = text.text.rfind(self.facts.header, before, after) if self.facts.header else -1
         turn = said[index]
@@ -685,6 +696,13 @@ class _Template:
 
     def _prompt(self, turns: "_Conversation", messages: Sequence[Message]) -> Written | None:
         """What asks for a response to the first messages, if the template lets it be asked for."""
+        if self.prompts is None:
+            return self._found_prompt(turns, messages)
+        if len(messages) not in self.prompts:
+            self.prompts[len(messages)] = self._found_prompt(turns, messages)
+        return self.prompts[len(messages)]
+
+    def _found_prompt(self, turns: "_Conversation", messages: Sequence[Message]) -> Written | None:
         try:
             if any(map(_has_entry, messages)):
                 return turns.written(len(messages), asks=True)
@@ -716,6 +734,11 @@ class _Template:
             Message(role="assistant", content=said),
             ParseTermination.STOP_SEQUENCE if is_clean else ParseTermination.MALFORMED,
         )
+
+
+def _remembering(layout: Layout) -> Layout:
+    """One that renders each prompt once, for one conversation and its beginnings."""
+    return replace(layout, prompts={}) if isinstance(layout, _Template) else layout
 
 
 class _Cut(NamedTuple):

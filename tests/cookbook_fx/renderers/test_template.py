@@ -513,6 +513,32 @@ def test_conversations_whose_prompts_extend_one_another_are_one_example():
     assert len(examples) == 1
 
 
+def test_examples_of_each_response_render_each_beginning_a_few_times():
+    written = []
+
+    class Noted(datetime.date):
+        def strftime(self, form):
+            written.append(form)
+            return ""
+
+    changed = "(m.content if m.role == 'user' or loop.last else m.content | upper)"
+    source = "{{ strftime_now('%d') }}" + PLAIN.replace("m.content", changed)
+    renderer = renderer_of(source, date=Noted(2025, 1, 1))
+
+    def examples_and_writes(turns):
+        messages = said(*["user", "assistant"] * turns)
+        written.clear()
+        examples = renderer.build_supervised_examples(messages, T.ALL_ASSISTANT_MESSAGES)
+        writes = len(written)
+        alone = [renderer.build_supervised_example(messages[: 2 * i + 2]) for i in range(turns)]
+        for example, wanted in zip(examples, alone, strict=True):
+            assert example.tokens.tolist() == wanted.tokens.tolist()
+            assert example.weights.tolist() == wanted.weights.tolist()
+        return writes
+
+    assert examples_and_writes(16) < 2.5 * examples_and_writes(8)
+
+
 def test_ends_in_history_may_be_others_and_calls_may_end_otherwise():
     source = (
         "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' }}"
