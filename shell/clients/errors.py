@@ -35,8 +35,15 @@ def translated(doing: str) -> Iterator[None]:
             "TINKER_API_KEY to the key of the engine at --base-url"
         ) from error
     except tinker.APIStatusError as error:
+        # Refusals of what the engine does not know, rather than of what it was asked.
+        advice = (
+            f"; if the engine is of another kind or age than this SDK ({tinker.__version__}), it "
+            "may not offer this"
+            if error.status_code in (404, 405, 422, 501)
+            else ""
+        )
         raise ServiceError(
-            f"{doing} was refused with HTTP status {error.status_code}: {body(error)}"
+            f"{doing} was refused with HTTP status {error.status_code}: {body(error)}{advice}"
         ) from error
     except tinker.APIConnectionError as error:
         raise ServiceError(
@@ -45,6 +52,13 @@ def translated(doing: str) -> Iterator[None]:
         ) from error
     except tinker.TinkerError as error:
         raise ServiceError(f"{doing} failed: {error}") from error
+    except AssertionError as error:
+        # So the SDK calls an answer that lacks what its own engine always sends.
+        raise ServiceError(
+            f"{doing} failed: the engine's answer lacks what this SDK ({tinker.__version__}) needs "
+            f"({error}); the engine speaks an earlier protocol: with SkyRL's, use tinker 0.24 or "
+            "0.25"
+        ) from error
     except ValueError as error:
         # So the SDK calls a result that the engine does not have, as after a restart.
         raise ServiceError(

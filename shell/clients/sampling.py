@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from shell.clients import convert
 from shell.clients.convert import NextTokens, Sample, TopTokens
 from shell.clients.pending import Pending
+from shell.clients.versions import LAST_PLACE_ONLY, awaitable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class Sampler:
                 top_p=request.top_p,
             ),
         )
-        return Pending(future=future, convert=convert.from_sdk_samples, doing="sampling")
+        return Pending(future=awaitable(future), convert=convert.from_sdk_samples, doing="sampling")
 
     def score(self, tokens: Int[np.ndarray, " token"]) -> Pending[Float[np.ndarray, " token"]]:
         """Submits tokens to be judged: how likely each is after those before it, in nats.
@@ -65,7 +66,7 @@ class Sampler:
         The first has nothing before it and is nan.
         """
         return Pending(
-            future=self.sdk.compute_logprobs(convert.to_sdk_prompt(tokens)),
+            future=awaitable(self.sdk.compute_logprobs(convert.to_sdk_prompt(tokens))),
             convert=convert.from_sdk_logprobs,
             doing="scoring",
         )
@@ -80,9 +81,11 @@ class Sampler:
             sampling_params=tinker.SamplingParams(max_tokens=1),
             include_prompt_logprobs=True,
             topk_prompt_logprobs=top_k,
-            prompt_logprobs_last_n=1,
+            **LAST_PLACE_ONLY,
         )
-        return Pending(future=future, convert=convert.from_sdk_next_tokens, doing="scoring")
+        return Pending(
+            future=awaitable(future), convert=convert.from_sdk_next_tokens, doing="scoring"
+        )
 
     def likeliest(self, tokens: Int[np.ndarray, " token"], *, top_k: int) -> Pending[TopTokens]:
         """Submits tokens to be told, for the place of each, the `top_k` likeliest there."""
@@ -93,7 +96,9 @@ class Sampler:
             include_prompt_logprobs=True,
             topk_prompt_logprobs=top_k,
         )
-        return Pending(future=future, convert=convert.from_sdk_top_tokens, doing="scoring")
+        return Pending(
+            future=awaitable(future), convert=convert.from_sdk_top_tokens, doing="scoring"
+        )
 
     @property
     def base_model(self) -> str:

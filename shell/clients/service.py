@@ -15,13 +15,13 @@ from typing import Never, TypeVar
 from urllib.parse import urlsplit
 
 import tinker
-from tinker.lib.base_url import DEFAULT_BASE_URL
 from tinker.types import RequestErrorCategory
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
 from shell.clients.errors import CheckpointNotFound, body, failure, translated
 from shell.clients.sampling import Sampler
 from shell.clients.training import Trainer
+from shell.clients.versions import DEFAULT_BASE_URL, awaitable, close
 
 # Saying that nobody answers must not take the five minutes that the SDK goes on trying.
 _PROBE_SECONDS = 10.0
@@ -189,7 +189,7 @@ async def connect(
 
 async def _created(submit: Callable[[], Awaitable[Client]]) -> Client:
     # The SDK opens its session inside the first of these calls and blocks meanwhile.
-    return await (await asyncio.to_thread(submit))
+    return await awaitable(await asyncio.to_thread(submit))
 
 
 @contextmanager
@@ -275,7 +275,7 @@ def _probe(url: str) -> None:
 async def _close(sdk: tinker.ServiceClient, status: str) -> None:
     """Ends the session; an engine that is gone is not waited for."""
     try:
-        await sdk.close(status).result_async(timeout=_CLOSE_SECONDS)
+        await close(sdk, status, timeout_seconds=_CLOSE_SECONDS)
     except (tinker.TinkerError, TimeoutError):
         # The engine ends a session that it no longer hears from by itself.
         pass

@@ -10,8 +10,10 @@ from cookbook_fx.data import Datum
 from cookbook_fx.lm import AdamParams
 from shell.clients import convert
 from shell.clients.convert import ForwardResult, OptimResult
+from shell.clients.errors import translated
 from shell.clients.pending import Pending
 from shell.clients.sampling import Sampler
+from shell.clients.versions import awaitable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +86,12 @@ class Trainer:
         """The weights as they are after what was submitted before, to sample from.
 
         They have no name and last as long as the session; `save_for_sampling` keeps them.
+        SDKs before 0.38 wait for them here, and everything else waits meanwhile.
         """
-        return Pending(
-            future=self.sdk.save_weights_and_get_sampling_client(),
-            convert=_sampler,
-            doing="preparing the weights for sampling",
-        )
+        doing = "preparing the weights for sampling"
+        with translated(doing):
+            future = awaitable(self.sdk.save_weights_and_get_sampling_client())
+        return Pending(future=future, convert=_sampler, doing=doing)
 
 
 def _sampler(sdk: tinker.SamplingClient) -> Sampler:

@@ -326,7 +326,8 @@ def _forward_backward(message: pb.ForwardBackwardRequest) -> ForwardBackward:
 
 def _loss_config(message: pb.ForwardBackwardRequest) -> Mapping[str, float]:
     config = dict(message.loss_fn_config)
-    for name, value in message.loss_fn_config_v2.items():
+    # SDKs before 0.38 do not have it.
+    for name, value in getattr(message, "loss_fn_config_v2", {}).items():
         if value.WhichOneof("value") == "text":
             raise ConfigurationError(
                 f"loss {message.loss_fn!r} takes numbers in its config, got text for {name!r}"
@@ -631,15 +632,12 @@ def sample_done(samples: Sequence[Sampled], prompt: PromptScores | None) -> Done
         if prompt.topk_ids is not None and prompt.topk_logprobs is not None:
             length, k = prompt.topk_ids.shape
             unknown = np.isnan(prompt.topk_logprobs)
-            message.topk_prompt_logprobs.CopyFrom(
-                pb.TopkLogprobs(
-                    # A row that begins with (0, -99999) reads as "nothing known here".
-                    token_ids=np.where(unknown, 0, prompt.topk_ids).astype(np.int32).tobytes(),
-                    logprobs=np.where(unknown, -99999.0, prompt.topk_logprobs)
-                    .astype(np.float32)
-                    .tobytes(),
-                    k=k,
-                    length=length,
-                )
-            )
+            told = message.topk_prompt_logprobs
+            # A row that begins with (0, -99999) reads as "nothing known here".
+            told.token_ids = np.where(unknown, 0, prompt.topk_ids).astype(np.int32).tobytes()
+            scores = np.where(unknown, -99999.0, prompt.topk_logprobs).astype(np.float32)
+            told.logprobs = scores.tobytes()
+            told.k = k
+            # Its name is another in SDKs before 0.38, its number the same.
+            setattr(told, told.DESCRIPTOR.fields_by_number[4].name, length)
     return Done(body=message.SerializeToString(), media_type=PROTOBUF)
