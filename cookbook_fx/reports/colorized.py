@@ -355,8 +355,19 @@ def _class(level: int) -> str:
     return "zero" if level == 0 else f"{'up' if level > 0 else 'down'}{abs(level)}"
 
 
+def visible(text: str) -> str:
+    """Text with pictures in the place of control characters; line breaks and tabs stay.
+
+    Example:
+        >>> visible("a\x1bb")
+        'a␛b'
+    """
+    # Plain, also where it is of a type that says it is markup.
+    return str(text).translate(_PICTURES)
+
+
 def _text(text: str) -> str:
-    return escape(text.translate(_PICTURES))
+    return escape(visible(text))
 
 
 # What a decoder writes for bytes that are no character, or not yet one.
