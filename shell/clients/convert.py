@@ -198,8 +198,9 @@ def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
     """The completions in the order of the answer."""
     return tuple(
         Sample(
-            tokens=_array(sequence.tokens_np, np.int32),
-            logprobs=_array(sequence.logprobs_np, np.float32),
+            # What comes as JSON, as from SkyRL, is kept in lists.
+            tokens=_array(_or(sequence.tokens_np, sequence.tokens), np.int32),
+            logprobs=_array(_or(sequence.logprobs_np, sequence.logprobs), np.float32),
             stop_reason=str(sequence.stop_reason),
         )
         for sequence in response.sequences
@@ -229,6 +230,10 @@ def from_sdk_top_tokens(response: tinker.SampleResponse) -> TopTokens:
         if place:
             ids[row, : len(place)], logprobs[row, : len(place)] = zip(*place, strict=True)
     return TopTokens(ids, logprobs)
+
+
+def _or(array: np.ndarray | None, values: Sequence[float] | None) -> np.ndarray | None:
+    return np.asarray(values) if array is None and values else array
 
 
 def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:

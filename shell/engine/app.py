@@ -35,6 +35,10 @@ _PREFIX = "/api/v1"
 
 # A batch as the user made it arrives as one request, and is packed as a whole.
 _CLIENT_CONFIG = {
+    # SDKs before 0.38 would do these the way of earlier ones.
+    "proto_write_fwdbwd": True,
+    "fwd_via_fwdbwd": True,
+    "create_model_via_load_weights": True,
     "fwdbwd_max_chunk_len": 1_000_000,
     "fwdbwd_max_chunk_bytes_count": 200_000_000,
     "fwdbwd_dispatch_bytes_semaphore_size": 2_000_000_000,
