@@ -9,7 +9,9 @@ once, advantages, the penalty for leaving the base model, whose log-probabilitie
 the SDK's lists, and `forward_backward` of the SDK's training client. A process of its own takes the
 request in and answers that it was received. Each side does this with the functions that its own
 loop calls. What is counted is the processor time of the client's process with all its threads, of
-the best of the repeats, which take turns.
+the best of the repeats, which take turns. Before them the garbage collector sets apart what the process
+holds by then, on both sides: the made-up episodes, millions of numbers in lists that no client
+holds, which it would otherwise walk through again and again.
 
 Below each ratio are the parts of both sides. Rollouts are all that `do_group_rollout` does, with an
 environment that does nothing; the SDK's request is the SDK's own work on both sides. What only our
@@ -99,6 +101,8 @@ async def _compare(arguments: argparse.Namespace, url: str) -> None:
         for size in arguments.sizes:
             work = episodes.make_work(*(int(part) for part in size.split("x")), turns=1)
             print(f"{size}: {work.tokens} tokens", flush=True)
+            gc.collect()
+            gc.freeze()
             for way in _WAYS:
                 mine, peers = [], []
                 for repeat in range(arguments.repeats):
@@ -107,6 +111,7 @@ async def _compare(arguments: argparse.Namespace, url: str) -> None:
                         peers.append(await peer(work, way))
                 _print_row(way, _best(mine), _best(peers))
             print(f"    rollouts.jsonl besides: {_recording(work):.3f} s", flush=True)
+            gc.unfreeze()
 
 
 def _best(runs: Sequence[Parts]) -> Parts:
