@@ -200,6 +200,8 @@ class _Mirror:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         for name in names:
+            if ".." in Path(name).parts:
+                raise ConfigurationError(f"{self._location} holds {name!r}, which no run leaves")
             target = fresh / name
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fs.get_file(self._path(name), str(target))

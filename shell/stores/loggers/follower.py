@@ -191,8 +191,7 @@ class Follower:
             self._complete = True
 
     def _send(self, sink: Sink, *, ending: bool) -> None:
-        with self._lock:
-            first_step, self._first_step = self._first_step, None
+        first_step = self._first_step
         sent = self._sent[self.name]
         if first_step is None and ending and not self._began:
             # The run was complete before, or never began.
@@ -202,6 +201,10 @@ class Follower:
             sent = replace(sent, next_step=next_step)
             self._sent[self.name] = sent
             self._began = True
+            with self._lock:
+                # Unless the run has gone back again meanwhile.
+                if self._first_step == first_step:
+                    self._first_step = None
         if not self._began:
             return
         rows: Sequence[Row] = [row for row in self._reader.rows() if row["step"] >= sent.next_step]

@@ -2,7 +2,9 @@
 
 import math
 import struct
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -72,27 +74,43 @@ def events(path: Path, kind: type):
 
 def test_wandb_offline_continues_the_same_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     log_and_continue(tmp_path / "run", "wandb")
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
-    ids, losses, settings = set(), [], {}
+    # Its writer is another process, which may still be at it.
+    deadline = time.monotonic() + 20
+    while len((found := told_to_wandb(files)).losses) < 6 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ((_, project, name),) = found.runs
+    assert (project, name) == ("project", "mine")
+    assert found.losses == [(step, pytest.approx(1 / (step + 1)), '"yes"') for step in range(6)]
+    assert found.settings["seed"] == "0"
+
+
+class ToldToWandb(NamedTuple):
+    runs: set[tuple[str, str, str]]
+    losses: list[tuple[int, float, str]]
+    settings: dict[str, str]
+
+
+def told_to_wandb(files: list[Path]) -> ToldToWandb:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = ToldToWandb(set(), [], {})
     for path in files:
         for data in wandb_records(path.read_bytes()):
             record = Record.FromString(data)
             if record.WhichOneof("record_type") == "run":
-                ids.add((record.run.run_id, record.run.project, record.run.display_name))
-                settings |= {item.key: item.value_json for item in record.run.config.update}
+                found.runs.add((record.run.run_id, record.run.project, record.run.display_name))
+                found.settings.update(
+                    {item.key: item.value_json for item in record.run.config.update}
+                )
             if record.WhichOneof("record_type") == "history":
-                row = {item.nested_key[0] or item.key: item.value_json for item in
-                       record.history.item}  # fmt: skip
-                losses.append((record.history.step.num, float(row["loss"]), row["word"]))
-    assert len(ids) == 1
-    assert next(iter(ids))[1:] == ("project", "mine")
-    assert losses == [(step, pytest.approx(1 / (step + 1)), '"yes"') for step in range(6)]
-    assert settings["seed"] == "0"
+                items = record.history.item
+                row = {item.nested_key[0] or item.key: item.value_json for item in items}
+                found.losses.append((record.history.step.num, float(row["loss"]), row["word"]))
+    return found
 
 
 def wandb_records(data: bytes):

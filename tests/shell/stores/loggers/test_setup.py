@@ -34,6 +34,7 @@ class Tracker:
         self.opened: list[LoggedRun] = []
         self.fail_sends = 0
         self.fail_opens = 0
+        self.fail_begins = 0
         self.gate = threading.Event()
         self.gate.set()
 
@@ -57,6 +58,9 @@ class Tracked:
         self._rows = rows
 
     def begin(self, *, first_step: int, sent: int) -> int:
+        if self._tracker.fail_begins:
+            self._tracker.fail_begins -= 1
+            raise OSError("not yet")
         return sent
 
     def send(self, rows) -> None:
@@ -122,6 +126,18 @@ def test_what_fails_is_said_once_and_sent_later(tmp_path):
     assert told.count("tracker failed; the run goes on. OSError: unreachable") == 1
     assert "bad moment" not in told
     assert steps(tracker.runs["run-0"]) == [0, 1, 2, 3]
+
+
+def test_a_place_that_fails_to_begin_is_begun_again_while_the_run_goes_on(tmp_path):
+    tracker = Tracker()
+    tracker.fail_begins = 1
+    with setup_logging(tmp_path, others={"tracker": tracker.open}) as logger:
+        logger.metrics.keep_before(0)
+        logger.log_metrics({"loss": 1.0}, step=0)
+        deadline = time.monotonic() + 10
+        while not tracker.runs["run-0"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert steps(tracker.runs["run-0"]) == [0]
 
 
 def test_what_never_arrives_is_counted_and_arrives_with_the_next_start(tmp_path):
