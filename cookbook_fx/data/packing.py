@@ -68,6 +68,7 @@ def pack(
     *,
     families: Sequence[Family] | None = None,
     max_tokens: int = MICRO_BATCH_TOKENS,
+    divisible_by: int = 1,
 ) -> tuple[PackedRows, ...]:
     """Distributes sequences over micro-batches of at most `max_tokens` padded tokens.
 
@@ -81,6 +82,7 @@ def pack(
             None is each alone.
         max_tokens: rows times width of a micro-batch; exceeded only by a single sequence that is
             longer than that, which gets a row of its own.
+        divisible_by: of the number of rows; empty ones fill up.
 
     Raises:
         DataError: a sequence has no token.
@@ -101,14 +103,19 @@ def pack(
     batches = []
     while remaining:
         rows, width = _fill(remaining, sizes, max_tokens)
-        batches.append(_lay_out([[families[i] for i in row] for row in rows], width, starts))
+        members = [[families[i] for i in row] for row in rows]
+        batches.append(_lay_out(_filled_up(members, divisible_by), width, starts))
         placed = {i for row in rows for i in row}
         remaining = [i for i in remaining if i not in placed]
     return tuple(batches)
 
 
 def each_alone(
-    lengths: Sequence[int], *, min_tokens: int = 1, max_tokens: int = MICRO_BATCH_TOKENS
+    lengths: Sequence[int],
+    *,
+    min_tokens: int = 1,
+    max_tokens: int = MICRO_BATCH_TOKENS,
+    divisible_by: int = 1,
 ) -> tuple[PackedRows, ...]:
     """Micro-batches in which every sequence has a row of its own, as wide as its own length asks.
 
@@ -119,6 +126,7 @@ def each_alone(
         lengths: tokens of each sequence, at least 1.
         min_tokens: smaller micro-batches are filled up with empty rows.
         max_tokens: as for `pack`.
+        divisible_by: as for `pack`.
 
     Example:
         >>> [rows.source.shape for rows in each_alone([60, 100, 30, 20])]
@@ -134,7 +142,7 @@ def each_alone(
         for first in range(0, len(members), at_once):
             rows = [[Family((i,), 0)] for i in members[first : first + at_once]]
             empty: list[list[Family]] = [[]] * (-(-min_tokens // width) - len(rows))
-            batches.append(_lay_out(rows + empty, width, starts))
+            batches.append(_lay_out(_filled_up(rows + empty, divisible_by), width, starts))
     return tuple(batches)
 
 
@@ -171,8 +179,13 @@ def _first_fit(
     return rows
 
 
+def _filled_up(rows: list[list[Family]], divisible_by: int) -> list[list[Family]]:
+    count = row_count(len(rows))
+    return rows + [[]] * (-(-count // divisible_by) * divisible_by - len(rows))
+
+
 def _lay_out(rows: list[list[Family]], width: int, starts: np.ndarray) -> PackedRows:
-    shape = (row_count(len(rows)), width)
+    shape = (len(rows), width)
     source, segments = np.full(shape, -1, np.int64), np.full(shape, -1, np.int32)
     beginnings, positions = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
     others, first = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

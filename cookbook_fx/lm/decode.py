@@ -15,6 +15,7 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cookbook_fx.lm import rope
@@ -22,6 +23,7 @@ from cookbook_fx.lm.attention import attention
 from cookbook_fx.lm.config import LMConfig
 from cookbook_fx.lm.folding import fold, in_turn
 from cookbook_fx.lm.lora import LoRA, LowRank
+from cookbook_fx.lm.sharding import DATA, FSDP, along, kept_divided
 from cookbook_fx.lm.transformer import gated, matmul
 from cookbook_fx.lm.weights import LayerWeights, LMWeights
 
@@ -54,6 +56,7 @@ class DecodeWeights(eqx.Module):
     layers: tuple[DecodeLayer, ...]
     final_norm: Float[Array, " hidden"]
     head: Float[Array, "vocab hidden"]
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
 
 class Cache(eqx.Module):
@@ -109,17 +112,18 @@ def decode_weights(weights: LMWeights, adapter: LoRA | None) -> DecodeWeights:
         config=weights.config,
         embedding=weights.embedding,
         layers=tuple(
-            _merged_layer(weights.layers, adapter, jnp.asarray(layer))
+            _merged_layer(weights.layers, adapter, jnp.asarray(layer), weights.mesh)
             for layer in range(weights.config.num_layers)
         ),
         final_norm=weights.final_norm,
         head=weights.head if unembed is None else _merged_head(weights.head, unembed, scale=scale),
+        mesh=weights.mesh,
     )
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="mesh")
 def _merged_layer(
-    stacked: LayerWeights, adapter: LoRA | None, index: Int[Array, ""]
+    stacked: LayerWeights, adapter: LoRA | None, index: Int[Array, ""], mesh: Mesh | None
 ) -> DecodeLayer:
     base: LayerWeights = jax.tree.map(lambda array: array[index], stacked)
 
@@ -130,7 +134,7 @@ def _merged_layer(
         changes = [pair.a[index] @ pair.b[index] for pair in present]
         return (matrix + adapter.scale * jnp.concatenate(changes, axis=-1)).astype(matrix.dtype)
 
-    return DecodeLayer(
+    layer = DecodeLayer(
         attention_norm=base.attention_norm,
         qkv=merged(base.qkv, *((adapter.query, adapter.key, adapter.value) if adapter else ())),
         output=merged(base.output, *((adapter.output,) if adapter else ())),
@@ -140,6 +144,8 @@ def _merged_layer(
         gate_up=merged(base.gate_up, *((adapter.gate, adapter.up) if adapter else ())),
         down=merged(base.down, *((adapter.down,) if adapter else ())),
     )
+    placed: DecodeLayer = jax.tree.map(lambda x: x if x.ndim == 1 else kept_divided(x, mesh), layer)
+    return placed
 
 
 @partial(jax.jit, static_argnames="scale")
@@ -268,12 +274,21 @@ def decode_step(
     keys, values = [], []
     for layer, old_keys, old_values in zip(model.layers, cache.keys, cache.values, strict=True):
         query, key, value = (each[:slots] for each in _query_key_value(config, layer, x, rotation))
-        keys.append(_written(old_keys, key, positions[:slots], place_axis=4))
-        values.append(_written(old_values, value, positions[:slots], place_axis=3))
+        keys.append(_at_home(_written(old_keys, key, positions[:slots], place_axis=4), model.mesh))
+        values.append(
+            _at_home(_written(old_values, value, positions[:slots], place_axis=3), model.mesh)
+        )
         attended = _attend_one(query, keys[-1], values[-1], positions[:slots])
         x = _attended_and_mixed(config, layer, x, _fitted(attended, len(x), axis=0))
+        x = along(x, model.mesh, DATA)
+    # Each row's token is drawn where all of its logits are.
     logits = _logits(model.head, _normed(x, model.final_norm, config))
-    return Cache(keys=tuple(keys), values=tuple(values)), logits
+    return Cache(keys=tuple(keys), values=tuple(values)), along(logits, model.mesh, None, DATA)
+
+
+def _at_home(cached: Array, mesh: Mesh | None) -> Array:
+    """Slots along one axis of the grid, heads along the other."""
+    return along(cached, mesh, DATA, FSDP)
 
 
 def _logits(head: Array, x: Array) -> Array:

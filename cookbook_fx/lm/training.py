@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from cookbook_fx.data.datum import Datum
@@ -20,6 +21,7 @@ from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.lm.config import LMConfig
 from cookbook_fx.lm.head import PromptResult, loss_and_gradients, target_logprobs
 from cookbook_fx.lm.lora import LoRA, LowRank
+from cookbook_fx.lm.sharding import device_count, divided, kept_divided, placed_rows
 from cookbook_fx.lm.transformer import Tokens, hidden_states
 from cookbook_fx.lm.weights import LMWeights
 from cookbook_fx.numerics.policy import LossSpec, sequence_log_ratios, token_losses
@@ -131,7 +133,7 @@ def forward(
             or is longer than the model's context.
     """
     losses, logprobs = _outputs(datums, weights, loss)
-    for rows, batch in _batches(datums, loss):
+    for rows, batch in _batches(datums, loss, weights.mesh):
         result = _forward(weights, adapter, batch, loss.settings, loss.name)
         rows.put(logprobs, np.asarray(result[0]))
         rows.put(losses, np.asarray(result[1]))
@@ -165,7 +167,9 @@ def forward_backward(
     losses, logprobs = _outputs(datums, weights, loss)
     if gradients is None:
         gradients = jax.tree.map(jnp.zeros_like, adapter)
-    for rows, batch in _batches(datums, loss):
+    if weights.mesh is not None:
+        adapter, gradients = divided((adapter, gradients), weights.mesh)
+    for rows, batch in _batches(datums, loss, weights.mesh):
         gradients, result = _forward_backward(
             weights, adapter, gradients, batch, loss.settings, loss.name
         )
@@ -252,8 +256,14 @@ def score_prompts(
     columns = _columns(datums, LossSpec())
     # XLA sums small arrays in another order than large ones; only tiny models ever have those.
     min_tokens = -(-_FEWEST_ENTRIES // weights.config.hidden_size)
-    for rows in each_alone([datum.length for datum in datums], min_tokens=min_tokens):
-        result = _score(weights, adapter, _batch(rows, columns), top_k)
+    devices = device_count(weights.mesh)
+    for rows in each_alone(
+        [datum.length for datum in datums],
+        min_tokens=min_tokens,
+        max_tokens=MICRO_BATCH_TOKENS * devices,
+        divisible_by=devices,
+    ):
+        result = _score(weights, adapter, _batch(rows, columns, weights.mesh), top_k)
         for flat, values in zip((logprobs, ids, likeliest), result, strict=True):
             rows.put(flat, np.asarray(values))
     ends = np.cumsum([datum.length for datum in datums])[:-1]
@@ -309,7 +319,9 @@ class _Outputs(NamedTuple):
     losses: Float[Array, "row token candidate"]
 
 
-def _batches(datums: Sequence[Datum], loss: LossSpec) -> Iterator[tuple[PackedRows, _Batch]]:
+def _batches(
+    datums: Sequence[Datum], loss: LossSpec, mesh: Mesh | None
+) -> Iterator[tuple[PackedRows, _Batch]]:
     """Packs datums into micro-batches of few shapes; what they share is in them once."""
     columns = _columns(datums, loss)
     lengths = [datum.length for datum in datums]
@@ -323,8 +335,14 @@ def _batches(datums: Sequence[Datum], loss: LossSpec) -> Iterator[tuple[PackedRo
         )
     ]
     families = find_families(beginnings, lengths, max_tokens=MICRO_BATCH_TOKENS)
-    for rows in pack(lengths, families=families):
-        yield rows, _batch(rows, columns)
+    devices = device_count(mesh)
+    for rows in pack(
+        lengths,
+        families=families,
+        max_tokens=MICRO_BATCH_TOKENS * devices,
+        divisible_by=devices,
+    ):
+        yield rows, _batch(rows, columns, mesh)
 
 
 def _silent(columns: _Columns, loss: LossSpec) -> Bool[np.ndarray, " token"]:
@@ -370,7 +388,7 @@ def _joined(columns: Iterable[np.ndarray | None]) -> np.ndarray:
     return np.concatenate([c for c in columns if c is not None]).astype(np.float32)
 
 
-def _batch(rows: PackedRows, columns: _Columns) -> _Batch:
+def _batch(rows: PackedRows, columns: _Columns, mesh: Mesh | None) -> _Batch:
     learns = (rows.take(columns.weights, fill=0.0) != 0).any(axis=-1)
     if columns.policy is not None:
         learns &= rows.take(columns.policy[1], fill=0.0) != 0
@@ -385,7 +403,7 @@ def _batch(rows: PackedRows, columns: _Columns) -> _Batch:
     tokens = Tokens(*map(jnp.asarray, (ids, rows.positions, rows.segments, rows.beginnings)))
     mask = columns.ratio_mask
     return _Batch(
-        tokens=tokens,
+        tokens=placed_rows(tokens, mesh),
         ratio_mask=None if mask is None else jnp.asarray(rows.take(mask, fill=0.0)),
         order=jnp.asarray(order),
         targets=ordered(columns.targets),
@@ -540,7 +558,7 @@ def _forward_backward(
     (new,) = backward(_in_rows(result.hidden_gradient, batch))
     new = dataclasses.replace(new, unembed=result.unembed_gradient)
     outputs = _Outputs(_in_rows(result.logprobs, batch), _in_rows(result.losses, batch))
-    return jax.tree.map(jnp.add, gradients, new), outputs
+    return kept_divided(jax.tree.map(jnp.add, gradients, new), weights.mesh), outputs
 
 
 @partial(jax.jit, static_argnames="top_k")

@@ -14,6 +14,7 @@ from cookbook_fx.lm import rope
 from cookbook_fx.lm.attention import ATTENTION_RESIDUALS, attention
 from cookbook_fx.lm.config import LMConfig
 from cookbook_fx.lm.lora import LoRA, LowRank
+from cookbook_fx.lm.sharding import ROWS, along, device_count, gathered
 from cookbook_fx.lm.weights import LayerWeights, LMWeights
 
 # What the backward pass keeps of each layer; the rest (norms, activations, attention weights) is
@@ -48,23 +49,24 @@ def hidden_states(
         adapter: applied beside the base matrices; None for the base model alone.
         tokens: packed rows.
     """
-    config = weights.config
+    config, mesh = weights.config, weights.mesh
     rotation = rope.angles(config, tokens.positions)
 
     def layer(x: Array, parameters: tuple[LayerWeights, LoRA | None]) -> tuple[Array, None]:
-        base, lora = parameters
+        base, lora = gathered(parameters, mesh)
+        x = along(x, mesh, ROWS)
         x = x + _attention_block(config, base, lora, x, rotation, tokens)
         x = checkpoint_name(x, "middle")
         return x + _mlp_block(config, base, lora, x), None
 
-    keep = _KEPT if tokens.ids.size <= _KEEP_UP_TO_TOKENS else ()
+    keep = _KEPT if tokens.ids.size <= _KEEP_UP_TO_TOKENS * device_count(mesh) else ()
     layer = jax.checkpoint(
         layer, policy=jax.checkpoint_policies.save_only_these_names(*keep), prevent_cse=False
     )
     x = weights.embedding[tokens.ids]
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x, _ = jax.lax.scan(layer, x, (weights.layers, _in_layers(adapter)))
-    return rms_norm(x, weights.final_norm, eps=config.rms_norm_eps)
+    return rms_norm(along(x, mesh, ROWS), weights.final_norm, eps=config.rms_norm_eps)
 
 
 class _Adapted(NamedTuple):

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cookbook_fx.errors import ModelError
 from cookbook_fx.lm.config import LMConfig
+from cookbook_fx.lm.sharding import copied, divided
 
 
 class LayerWeights(eqx.Module):
@@ -29,13 +31,17 @@ class LayerWeights(eqx.Module):
 
 
 class LMWeights(eqx.Module):
-    """A base model. `unembedding` is None where it is tied to the embedding."""
+    """A base model. `unembedding` is None where it is tied to the embedding.
+
+    `mesh` is the grid of devices it is divided among; None is one device.
+    """
 
     config: LMConfig = eqx.field(static=True)
     embedding: Float[Array, "vocab hidden"]
     layers: LayerWeights
     final_norm: Float[Array, " hidden"]
     unembedding: Float[Array, "vocab hidden"] | None
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @property
     def head(self) -> Float[Array, "vocab hidden"]:
@@ -60,20 +66,25 @@ def tensor_names(config: LMConfig) -> tuple[str, ...]:
 
 
 def weights_from_tensors(
-    config: LMConfig, read: Callable[[str], np.ndarray], *, dtype: str = "float32"
+    config: LMConfig,
+    read: Callable[[str], np.ndarray],
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> LMWeights:
     """Assembles a model from its published tensors.
 
     Args:
         config: the model's shape.
         read: gives the tensor of a Hugging Face name (see `tensor_names`); called once per name.
-        dtype: of the returned weights.
+        dtype: of the returned matrices; norms are float32 at least.
+        mesh: devices to divide them among; None is one device.
 
     Raises:
         ModelError: a tensor has another shape than the config implies.
     """
 
-    def tensor(name: str, *shape: int) -> np.ndarray:
+    def tensor(name: str, *shape: int, dtype: str = dtype) -> np.ndarray:
         array = read(f"{name}.weight")
         if array.shape != shape:
             raise ModelError(
@@ -81,6 +92,7 @@ def weights_from_tensors(
             )
         return array.astype(dtype)
 
+    precise = str(jnp.promote_types(dtype, jnp.float32))
     hidden, mlp = config.hidden_size, config.intermediate_size
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
@@ -95,16 +107,19 @@ def weights_from_tensors(
                     f"model.layers.{layer}.{name}", out, inner
                 ).T
                 start += out
-        return jnp.asarray(stacked)
+        placed: Array = divided(stacked, mesh)
+        return placed
 
     def norms(name: str, size: int) -> Array:
-        return jnp.asarray(
-            np.stack([tensor(f"model.layers.{i}.{name}", size) for i in range(config.num_layers)])
+        names = [f"model.layers.{i}.{name}" for i in range(config.num_layers)]
+        placed: Array = copied(
+            np.stack([tensor(each, size, dtype=precise) for each in names]), mesh
         )
+        return placed
 
     return LMWeights(
         config=config,
-        embedding=jnp.asarray(tensor("model.embed_tokens", config.vocab_size, hidden)),
+        embedding=divided(tensor("model.embed_tokens", config.vocab_size, hidden), mesh),
         layers=LayerWeights(
             attention_norm=norms("input_layernorm", hidden),
             qkv=stack(
@@ -119,10 +134,11 @@ def weights_from_tensors(
             gate_up=stack(("mlp.gate_proj", mlp, hidden), ("mlp.up_proj", mlp, hidden)),
             down=stack(("mlp.down_proj", hidden, mlp)),
         ),
-        final_norm=jnp.asarray(tensor("model.norm", hidden)),
+        final_norm=copied(tensor("model.norm", hidden, dtype=precise), mesh),
         unembedding=None
         if config.tie_word_embeddings
-        else jnp.asarray(tensor("lm_head", config.vocab_size, hidden)),
+        else divided(tensor("lm_head", config.vocab_size, hidden), mesh),
+        mesh=mesh,
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class Serve:
     Args:
         model: what is served: a known name (see `cookbook-fx models`), the id of a model on the
             Hugging Face hub, a directory, or a .gguf file.
+        dtype: of the model's matrices; None is bfloat16 on accelerators and float32 on CPUs.
+        mesh: how several devices are shared, such as data=2,fsdp=4: batches are divided by the
+            product, weights by fsdp. None divides weights by all devices.
         host: address to listen on; any but a loopback address needs --api-key.
         port: port to listen on; 0 is any free one.
         api_key: what clients must send, beginning with tml-; None makes one up.
@@ -25,6 +29,8 @@ class Serve:
     """
 
     model: str = "smollm2-135m-instruct"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    mesh: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
     api_key: str | None = None
@@ -39,6 +45,8 @@ class Serve:
         console = Console(highlight=False, soft_wrap=True, markup=False)
         config = EngineConfig(
             model=self.model,
+            dtype=self.dtype,
+            mesh=self.mesh,
             host=self.host,
             port=self.port,
             api_key=self.api_key,

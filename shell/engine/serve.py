@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import resource
 import secrets
 import signal
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import jax
 import uvicorn
+from jax.sharding import Mesh
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
+from cookbook_fx.lm.sharding import make_mesh
 from shell.engine.app import make_app
 from shell.engine.checkpoints import LOCAL, CheckpointStore
 from shell.engine.compute import BaseModel, Compute, EngineLimits
@@ -49,7 +52,11 @@ class EngineConfig:
         api_key: what clients must send; None to make one up.
         api_keys: several keys by the names of their owners, who see nothing of one another;
             instead of `api_key`.
-        dtype: of the base weights; adapters are always float32.
+        dtype: of the base weights' matrices, float32 or bfloat16; None is bfloat16 on
+            accelerators and float32 else. Norms, softmax, log-probabilities, adapters and
+            optimizer are always float32.
+        mesh: how the devices are shared, such as data=2,fsdp=4; None divides weights and batches
+            among all of this host's.
         limits: how long to wait and how much to hold.
 
     Raises:
@@ -63,7 +70,8 @@ class EngineConfig:
     port: int = 0
     api_key: str | None = None
     api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    dtype: str = "float32"
+    dtype: str | None = None
+    mesh: str | None = None
     limits: EngineLimits = field(default_factory=EngineLimits)
 
     def __post_init__(self) -> None:
@@ -72,6 +80,8 @@ class EngineConfig:
             raise ConfigurationError(
                 "an api_key must begin with 'tml-' (the SDK refuses to send others)"
             )
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise ConfigurationError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.api_keys and (self.api_key is not None or len(set(keys)) != len(keys)):
             raise ConfigurationError(
                 "api_keys must be all different, and leave no place for a single api_key beside"
@@ -191,7 +201,8 @@ def _prepare(
     """Loads everything that can fail; what is left to do on the event loop cannot."""
     source = resolve_model(config.model, say=say)
     tokenizer = load_tokenizer(str(source.directory))
-    weights = load_weights(source.directory, dtype=config.dtype)
+    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    weights = load_weights(source.directory, dtype=dtype, mesh=_mesh(config.mesh))
     # What programs written for the hosted service call a model that has a short name here.
     hub_id = next((each.hub_id for each in BUILT_IN_MODELS if each.name == source.name), None)
     base = BaseModel(
@@ -255,6 +266,22 @@ def _running(
             service.wake_from_another_thread()
         server.should_exit = True
         thread.join()
+
+
+def _mesh(wanted: str | None) -> Mesh | None:
+    """The devices of this host as they are to be used; None for a single one.
+
+    Raises:
+        ConfigurationError: the words make no sense, or ask for more devices than there are.
+    """
+    devices = jax.local_devices()
+    if wanted is None:
+        return make_mesh(devices, data=1, fsdp=len(devices))
+    match = re.fullmatch(r"data=([1-9]\d{0,5}),fsdp=([1-9]\d{0,5})", wanted)
+    if match is None:
+        raise ConfigurationError(f"a mesh looks like data=2,fsdp=4, got {wanted!r}")
+    data, fsdp = int(match[1]), int(match[2])
+    return make_mesh(devices[: data * fsdp], data=data, fsdp=fsdp)
 
 
 def _listen(host: str, port: int) -> socket.socket:

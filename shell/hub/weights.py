@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from cookbook_fx.errors import ModelError
@@ -70,7 +71,7 @@ def shard_names(index: Mapping[str, Any], *, source: str) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def load_weights(directory: Path, *, dtype: str = "float32") -> LMWeights:
+def load_weights(directory: Path, *, dtype: str = "float32", mesh: Mesh | None = None) -> LMWeights:
     """Reads a model's weights.
 
     Files are memory-mapped and read one tensor at a time, so little more is held than the result.
@@ -78,6 +79,7 @@ def load_weights(directory: Path, *, dtype: str = "float32") -> LMWeights:
     Args:
         directory: a Hugging Face directory with config.json and safetensors, sharded or not.
         dtype: of the result; bfloat16, float16 and float64 files are converted.
+        mesh: devices to divide the weights among; None is one device.
 
     Raises:
         ModelError: a file, shard or tensor is missing, torn or of the wrong shape or kind, or the
@@ -85,7 +87,7 @@ def load_weights(directory: Path, *, dtype: str = "float32") -> LMWeights:
     """
     config = read_config(directory)
     tensors = Tensors(weight_files(directory))
-    return weights_from_tensors(config, tensors.read, dtype=dtype)
+    return weights_from_tensors(config, tensors.read, dtype=dtype, mesh=mesh)
 
 
 class Tensors:
