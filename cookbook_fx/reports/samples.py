@@ -26,7 +26,7 @@ ADVANTAGE = "advantage"
 WEIGHT = "weight"
 
 # Less likely than this is told apart no more: e⁻⁵ is 0.7 %.
-_SURPRISE = 5.0
+SURPRISE = 5.0
 _MOST_TOKENS = 400
 _MOST_CHARACTERS = 2000
 _NOTHING = Markup("")
@@ -97,8 +97,8 @@ def sampled_text(
     tokenizer: Tokenizer,
 ) -> Markup:
     """Tokens colored by their log-probabilities: the redder, the less likely; 0 was not sampled."""
-    shown = np.maximum(np.asarray(logprobs, np.float64), -_SURPRISE)
-    return Markup(format_html(tokens, shown, tokenizer, largest=_SURPRISE))
+    shown = np.maximum(np.asarray(logprobs, np.float64), -SURPRISE)
+    return Markup(format_html(tokens, shown, tokenizer, largest=SURPRISE))
 
 
 def text_columns(texts: Sequence[ShownText], tokenizer: Tokenizer) -> list[SampleColumn]:

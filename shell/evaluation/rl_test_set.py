@@ -8,8 +8,10 @@ import numpy as np
 
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.reports import RolloutEvaluationReport
+from cookbook_fx.reports.rollout_tree import group_scope
 from cookbook_fx.rl import TrajectoryGroup, compute_trajectory_metrics, count_rollout_errors
 from cookbook_fx.rl.metrics import ALL
+from cookbook_fx.tokens import Tokenizer
 from shell.clients import Sampler
 from shell.rollouts import (
     EnvGroupBuilder,
@@ -18,6 +20,7 @@ from shell.rollouts import (
     TinkerTokenCompleter,
     do_batch_rollout,
 )
+from shell.stores import logtree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,6 +36,9 @@ class RLTestSetEvaluator:
             engine.
         options: how the episodes are run, and what becomes of those that fail.
         concurrency: groups under way at a time.
+        tokenizer: makes text of episodes for a logtree, where one is written; None tells their
+            numbers alone.
+        num_groups_to_log: groups shown there, the first ones.
 
     Raises:
         ConfigurationError: the data set is empty, or a number is out of range.
@@ -45,6 +51,8 @@ class RLTestSetEvaluator:
     context_window: int | None = None
     options: RolloutOptions = field(default_factory=RolloutOptions)
     concurrency: int = 64
+    tokenizer: Tokenizer | None = None
+    num_groups_to_log: int = 4
 
     def __post_init__(self) -> None:
         if len(self.dataset) == 0:
@@ -83,7 +91,21 @@ class RLTestSetEvaluator:
             seeds=group_seeds(seed, len(builders)),
             concurrency=self.concurrency,
         )
-        return (self._report(groups, [builder.logging_tags() for builder in builders]),)
+        tags = [builder.logging_tags() for builder in builders]
+        if logtree.is_active():
+            await asyncio.to_thread(self._log, groups, tags)
+        return (self._report(groups, tags),)
+
+    def _log(self, groups: Sequence[TrajectoryGroup], tags: Sequence[Sequence[str]]) -> None:
+        for index, group in enumerate(groups[: self.num_groups_to_log]):
+            logtree.log(
+                group_scope(
+                    group,
+                    title=f"{self.name}: group {index} of {len(groups)}",
+                    tags=tags[index],
+                    tokenizer=self.tokenizer,
+                )
+            )
 
     def _builders(self) -> list[EnvGroupBuilder]:
         batches = range(len(self.dataset))

@@ -26,6 +26,7 @@ from shell.rollouts.grading import Finished, graded
 from shell.rollouts.limits import Progress
 from shell.rollouts.options import DEFAULT_OPTIONS, RolloutOptions
 from shell.rollouts.strategies import FailFast, Verdict, after_failure
+from shell.stores import logtree
 
 
 async def do_batch_rollout(
@@ -247,7 +248,8 @@ class _GroupRun:
                 first=first,
             )
             doing = f"playing {self._episode(seeds.member)} in {type(env).__name__}"
-            outcome = await attempted(playing, doing=doing)
+            with logtree.scope_header(f"Episode {seeds.member}"):
+                outcome = await attempted(playing, doing=doing)
             if not isinstance(outcome, Failure):
                 return Finished(env, outcome)
             if not self._is_retried(seeds.member, outcome):

@@ -60,6 +60,17 @@ class RunFolder:
     batches: BatchesFile
     samples: SamplesFile
 
+    def logtree(self, name: str) -> Path:
+        """Where a logtree of this name is to be written; its folder is made if need be.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        folder = self.path / "logtree"
+        with storing(folder, what="the logtree"):
+            folder.mkdir(exist_ok=True)
+        return folder / f"{name}.html"
+
 
 @contextmanager
 def open_run_folder(

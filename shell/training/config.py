@@ -153,11 +153,34 @@ class RLCadence:
             end only.
         ttl_seconds: states saved on the way are deleted after so many seconds, those of a finished
             or stopped run never; None keeps them all.
+        logtree_every: tell before every so many steps, the first included, what its episodes and
+            those of its evaluation were, in the folder logtree; None does not.
+        num_groups_to_log: groups told of there.
+
+    Raises:
+        ConfigurationError: a number is out of range.
     """
 
     eval_every: int | None = 20
     save_every: int | None = 20
     ttl_seconds: int | None = 30 * 86_400
+    logtree_every: int | None = 10
+    num_groups_to_log: int = 4
+
+    def __post_init__(self) -> None:
+        if self.logtree_every is not None and self.logtree_every < 1:
+            raise ConfigurationError(
+                f"`logtree_every` must be at least 1, or None, got {self.logtree_every}"
+            )
+        if self.num_groups_to_log < 1:
+            raise ConfigurationError(
+                f"`num_groups_to_log` must be at least 1, got {self.num_groups_to_log}; "
+                "--logtree-every None writes no logtree"
+            )
+
+    def logs(self, step: int) -> bool:
+        """Whether what happens at a step is told of."""
+        return self.logtree_every is not None and step % self.logtree_every == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

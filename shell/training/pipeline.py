@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from cookbook_fx.distillation import GroupReference
 from cookbook_fx.errors import DataError
+from cookbook_fx.reports.logtree import Scope
 from cookbook_fx.rl.records import RecordedGroup, group_records
 from cookbook_fx.runs import RunPlan, Step
 from shell.clients import Sampler
@@ -19,7 +22,7 @@ from shell.rollouts import (
     TokenCompleter,
     do_group_rollout,
 )
-from shell.stores import RolloutHead, RolloutsFile
+from shell.stores import RolloutHead, RolloutsFile, logtree
 from shell.stores.tracing import span
 from shell.training.background import Spawn, carried_out
 from shell.training.beginnings import epoch_seed
@@ -77,6 +80,7 @@ class Pipeline:
         recorded: groups that are done already; they are not rolled out again.
         first_step: the first step to roll out for.
         observe: told of progress.
+        logtree_path: where a logtree of a name is written.
     """
 
     def __init__(
@@ -91,7 +95,9 @@ class Pipeline:
         recorded: Iterable[RecordedGroup],
         first_step: int,
         observe: Observer,
+        logtree_path: Callable[[str], Path],
     ) -> None:
+        self._logtree = logtree_path
         self._spawn = spawn
         self._config = config
         self._plan = plan
@@ -102,6 +108,7 @@ class Pipeline:
         self._begun = first_step
         self._observe = observe
         self._arrivals: defaultdict[int, Arrivals] = defaultdict(Arrivals)
+        self._notes: defaultdict[int, dict[int, Scope]] = defaultdict(dict)
         self._of_epoch = lru_cache(maxsize=2)(self._in_order_of)
         # A data set is asked for one batch at a time, and earlier steps sample first.
         self._one_step = asyncio.Lock()
@@ -113,6 +120,11 @@ class Pipeline:
     def forget(self, step: int) -> None:
         """Lets go of the groups of a step that has learnt from them."""
         self._arrivals.pop(step, None)
+        self._notes.pop(step, None)
+
+    def notes(self, step: int) -> Mapping[int, Scope]:
+        """What the environments of a step have logged, by group, as far as it is told of."""
+        return self._notes.get(step, {})
 
     def begin(self, *, version: int, sampler: Sampler) -> None:
         """Begins all rollouts that may begin now that these weights exist.
@@ -171,7 +183,10 @@ class Pipeline:
         num_groups: int,
     ) -> None:
         seed = group_seed(self._config.seed, step, index)
-        with span("group", step=step, group=index, sampler_step=version) as rollout:
+        with (
+            span("group", step=step, group=index, sampler_step=version) as rollout,
+            self._noting(step, index),
+        ):
             group = await do_group_rollout(builder, policy, options=self._config.rollout, seed=seed)
         done = RecordedGroup(
             step=step,
@@ -185,6 +200,26 @@ class Pipeline:
         )
         await carried_out(self._write, done)
         self._arrived(done, num_groups=num_groups, reused=False)
+
+    @contextmanager
+    def _noting(self, step: int, index: int) -> Iterator[None]:
+        """Keeps what a group's environments log, where the group is told of.
+
+        Where the group fails and so ends the run, it is written at once.
+        """
+        cadence = self._config.cadence
+        if not cadence.logs(step) or index >= cadence.num_groups_to_log:
+            with logtree.scope_disable():
+                yield
+            return
+        tree = logtree.Tree(f"Group {index} of step {step}")
+        try:
+            with tree.active():
+                yield
+        except Exception:
+            tree.write(self._logtree(f"step_{step:06d}_group_{index}_failed"))
+            raise
+        self._notes[step][index] = tree.scope
 
     def _arrived(self, group: RecordedGroup, *, num_groups: int, reused: bool) -> None:
         self.arrivals(group.step).add(group)

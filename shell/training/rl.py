@@ -11,6 +11,7 @@ weights hold. So a run that was killed trains on what it finds there and rolls o
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from jaxtyping import Float
 
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.reports import ReinforcementStepReport, Report, TimeReport, flatten
+from cookbook_fx.reports.logtree import Scope
+from cookbook_fx.reports.rollout_tree import group_scope
 from cookbook_fx.rl import count_rollout_errors, full_sequences
 from cookbook_fx.rl.records import RecordedGroup
 from cookbook_fx.runs import RunPlan, Step
@@ -27,7 +30,8 @@ from shell.clients import Pending, Sampler, Service, Trainer
 from shell.evaluation import Evaluations, Evaluator, SubmittedEvaluations
 from shell.rollouts import RLDataset
 from shell.rollouts.references import scores
-from shell.stores import RunCheckpoint, RunFolder
+from shell.stores import RunCheckpoint, RunFolder, logtree
+from shell.stores.logtree import write_tree
 from shell.stores.tracing import interval, span
 from shell.training.background import Spawn, background, carried_out
 from shell.training.beginnings import (
@@ -146,6 +150,7 @@ async def train_rl(
             recorded=recorded,
             first_step=first_step,
             observe=observe,
+            logtree_path=folder.logtree,
         )
         learner = Learner(
             trainer=trainer,
@@ -310,8 +315,12 @@ class _Run:
         return Evaluations(evaluators=self.data.evaluators, seed=self.config.seed)
 
     async def _evaluate(self, submitted: SubmittedEvaluations, version: int) -> list[Report]:
-        with span("evaluation", step=version):
+        tree = logtree.Tree(f"Evaluation after {version} steps")
+        is_logged = self.config.cadence.logtree_every is not None
+        with span("evaluation", step=version), tree.active() if is_logged else nullcontext():
             reports = await self._evaluations.measure(submitted)
+        if tree.scope.children:
+            await asyncio.to_thread(tree.write, self.folder.logtree(f"evaluation_{version:06d}"))
         for report in reports:
             self.observe(Evaluated(step=version, report=report))
         return reports
@@ -396,7 +405,26 @@ class _Run:
         )
         for record in records:
             self.folder.batches.append(record)
+        if self.config.cadence.logs(step.index):
+            write_tree(self._tree(step, submitted), self.folder.logtree(f"step_{step.index:06d}"))
         self.folder.metrics.append(step.index, row)
+
+    def _tree(self, step: Step, submitted: SubmittedStep) -> Scope:
+        """Some of a step's groups to look at."""
+        notes = self.pipeline.notes(step.index)
+        in_order = sorted(submitted.groups, key=lambda each: each.index)
+        groups = tuple(
+            group_scope(
+                each.group,
+                title=f"Group {each.index} of {len(in_order)}",
+                tags=each.tags,
+                tokenizer=self.data.tokenizer,
+                notes=notes.get(each.index),
+                attributes={"weights of step": each.sampler_step},
+            )
+            for each in in_order[: self.config.cadence.num_groups_to_log]
+        )
+        return Scope(title=f"Step {step.index}", children=groups)
 
     async def _end(self, weights: _Weights) -> RunCheckpoint:
         """Measures and saves the final weights; the record comes last and says it is all done."""

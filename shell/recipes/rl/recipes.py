@@ -177,6 +177,8 @@ async def rl_data(
                 context_window=config.sampling.context_window,
                 temperature=0.0,
                 options=config.rollout,
+                tokenizer=tokenizer,
+                num_groups_to_log=config.cadence.num_groups_to_log,
             ),
         )
     return RLData(train=train, evaluators=evaluators, tokenizer=tokenizer)

@@ -1,4 +1,6 @@
-"""`--trace`: where the time of a run went, on tracks that Perfetto can show."""
+"""Where the time of a run went, with `--trace`; what its episodes were, in its logtree."""
+
+import json
 
 import pytest
 
@@ -6,16 +8,34 @@ from shell.stores import MetricsFile
 from tests.shell.stores.test_tracing import check_rules, events_of
 
 
-def test_a_run_of_reinforcement_is_traced_from_the_environment_to_the_checkpoint(
+def test_a_run_of_reinforcement_is_traced_and_told_of(
     command, tmp_path, tiny_model_directory, home
 ):
     run = tmp_path / "run"
     status, _, err = command(
         "rl", "--model", tiny_model_directory, "--lora-rank", "4", "--groups-per-batch", "2",
         "--group-size", "4", "--max-tokens", "8", "--max-steps", "2", "--save-every", "1",
-        "--num-test", "2", "--run-dir", run, "--trace",
+        "--num-test", "2", "--logtree-every", "2", "--num-groups-to-log", "1", "--run-dir", run,
+        "--trace",
     )  # fmt: skip
     assert (status, err) == (0, "")
+    assert {path.name for path in (run / "logtree").iterdir()} == {
+        f"{name}.{ending}"
+        for name in ("step_000000", "evaluation_000000", "evaluation_000002")
+        for ending in ("html", "json")
+    }
+    tree = json.loads((run / "logtree" / "step_000000.json").read_text())
+    (group,) = tree["root"]["children"]
+    assert group["title"] == "Group 0 of 2"
+    assert group["attributes"] == {"tags": "arithmetic", "weights of step": 0}
+    assert [child.get("title", child["type"]) for child in group["children"]] == [
+        "table",
+        *(f"Episode {row[0]}" for row in sorted(group["children"][0]["rows"], key=lambda r: -r[1])),
+    ]
+    observed, sampled = group["children"][1]["children"][0]["messages"]
+    assert "What is " in observed["content"][0]["text"]
+    assert sampled["content"][0]["colored_by"] == "log-probability"
+    assert 0 < len(sampled["content"][0]["values"]) <= 8
     events = events_of(run / "trace.json")
     tracks = check_rules(events)
     within = {"sampling", "environment step"}
