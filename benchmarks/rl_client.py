@@ -9,9 +9,9 @@ once, advantages, the penalty for leaving the base model, whose log-probabilitie
 the SDK's lists, and `forward_backward` of the SDK's training client. A process of its own takes the
 request in and answers that it was received. Each side does this with the functions that its own
 loop calls. What is counted is the processor time of the client's process with all its threads, of
-the best of the repeats, which take turns. Before them the garbage collector sets apart what the process
-holds by then, on both sides: the made-up episodes, millions of numbers in lists that no client
-holds, which it would otherwise walk through again and again.
+the best of the repeats, which take turns. Before them the garbage collector sets apart, for both
+sides, what the process holds by then: made-up episodes, millions of numbers in lists that no client
+holds and that it would walk through again and again.
 
 Below each ratio are the parts of both sides. Rollouts are all that `do_group_rollout` does, with an
 environment that does nothing; the SDK's request is the SDK's own work on both sides. What only our
