@@ -155,7 +155,7 @@ def _is_final(said):
     return said[-1].channel == "final"
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_prompts_are_those_of_the_library(tokenizer, encoding, data):
     renderer = gpt_oss(tokenizer, reasoning="high")
@@ -193,7 +193,6 @@ def test_prompts_are_those_of_the_library(tokenizer, encoding, data):
     assert renderer.build_generation_prompt(messages).tolist() == expected
 
 
-@settings(deadline=None)
 @given(reasoning=TEXT, text=TEXT, name=NAMES)
 def test_the_library_reads_what_is_written(tokenizer, encoding, reasoning, text, name):
     renderer = gpt_oss(tokenizer)

@@ -15,9 +15,7 @@ data_processing = pytest.importorskip("tinker_cookbook.rl.data_processing")
 exceptions = pytest.importorskip("tinker_cookbook.exceptions")
 completers = pytest.importorskip("tinker_cookbook.completers")
 
-many = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
-)
+many = settings(max_examples=200, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def as_theirs(group: rl.TrajectoryGroup):

@@ -90,7 +90,7 @@ def fixed_logprobs(tokens: list[int]) -> list[float | None]:
 
 
 @given(GROUPS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_advantages(groups: list) -> None:
     ours = rl.compute_advantages(groups)
     upstream = data_processing.compute_advantages(their_groups(groups))
@@ -100,7 +100,7 @@ def test_advantages(groups: list) -> None:
 
 
 @given(trajectories(), st.floats(-2, 2, width=32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_datums_of_a_trajectory(trajectory: rl.Trajectory, advantage: float) -> None:
     alone = rl.TrajectoryGroup(trajectories_G=[trajectory], final_rewards_G=[0], metrics_G=[{}])
     assume(without_single_tokens([alone]))
@@ -111,7 +111,7 @@ def test_datums_of_a_trajectory(trajectory: rl.Trajectory, advantage: float) -> 
 
 
 @given(GROUPS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_assembled_data(groups: list) -> None:
     assume(without_single_tokens(groups))
     data, sources = rl.assemble_training_data(groups, rl.compute_advantages(groups))
@@ -126,7 +126,7 @@ def test_assembled_data(groups: list) -> None:
 
 
 @given(GROUPS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_groups_of_constant_rewards(groups: list) -> None:
     other = their_groups(groups)
     kept = data_processing.remove_constant_reward_groups(other)
@@ -138,7 +138,7 @@ def test_groups_of_constant_rewards(groups: list) -> None:
 
 
 @given(GROUPS, st.sampled_from([0.0, 0.5, 0.99, 1.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_penalized_data(groups: list, gamma: float) -> None:
     assume(without_single_tokens(groups))
     data, _ = rl.assemble_training_data(groups, rl.compute_advantages(groups))
@@ -165,7 +165,7 @@ def test_penalized_data(groups: list, gamma: float) -> None:
 
 
 @given(GROUPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_distances_between_sampling_and_training(groups: list) -> None:
     assume(without_single_tokens(groups))
     data, _ = rl.assemble_training_data(groups, rl.compute_advantages(groups))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cookbook_fx.distillation import JudgedBatch, OwnPrompt, teacher_kl, teaching_objective
@@ -32,7 +32,6 @@ def test_a_row_with_another_prompt_is_refused():
         OwnPrompt(student=np.array([1, 2]), teacher=np.array([], np.int32))
 
 
-@settings(deadline=None)
 @given(GROUPS, st.sampled_from([0.0, 0.5]), st.randoms(use_true_random=False))
 def test_advantages_are_the_reverse_kl_and_leave_prompts_alone(groups, gamma, random):
     objective = teaching_objective(coef=0.5, discount=gamma)
@@ -66,7 +65,6 @@ def test_nothing_to_learn_from_is_refused():
         Objective(advantages="none", kl_penalty_coef=1.0, remove_constant_reward_groups=True)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.randoms(use_true_random=False))
 def test_the_mean_over_teachers_is_the_mean_over_tokens(groups, random):
     batch = trajectory_batch(groups)

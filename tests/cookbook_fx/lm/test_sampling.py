@@ -37,7 +37,7 @@ def kept_by_sorting(
     return set(order[above < top_p].tolist()) if top_p < 1 else set(order.tolist())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([0.1, 1.0, 8.0, 50.0]),

@@ -81,7 +81,7 @@ def test_bools_and_integers_are_rewards_like_any(estimator):
 
 
 @EVERY
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rewards=REWARDS, mask=MASKS)
 def test_they_follow_their_definitions(estimator, rewards, mask):
     result = np.asarray(estimator(rewards, mask=mask))
@@ -91,7 +91,7 @@ def test_they_follow_their_definitions(estimator, rewards, mask):
 
 
 @EVERY
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rewards=REWARDS, mask=MASKS)
 def test_each_group_sums_to_zero_and_lists_its_rewards_order(estimator, rewards, mask):
     result = np.asarray(estimator(rewards, mask=mask), np.float64)
@@ -103,7 +103,7 @@ def test_each_group_sums_to_zero_and_lists_its_rewards_order(estimator, rewards,
 
 
 @EVERY
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     rewards=REWARDS,
     mask=MASKS,
@@ -118,7 +118,7 @@ def test_padding_is_never_looked_at(estimator, rewards, mask, padding):
 
 
 @EVERY
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     rewards=REWARDS,
     mask=MASKS,
@@ -135,7 +135,7 @@ def test_the_order_of_rollouts_and_groups_does_not_matter(
 
 
 @EVERY
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rewards=REWARDS, mask=MASKS)
 def test_a_batch_is_its_groups_and_so_it_is_under_vmap_and_jit(estimator, rewards, mask):
     together = estimator(rewards, mask=mask)
@@ -145,7 +145,7 @@ def test_a_batch_is_its_groups_and_so_it_is_under_vmap_and_jit(estimator, reward
 
 
 @EVERY
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rewards=REWARDS)
 def test_without_a_mask_all_count(estimator, rewards):
     full = estimator(rewards, mask=np.ones(SHAPE, bool))
@@ -153,7 +153,7 @@ def test_without_a_mask_all_count(estimator, rewards):
 
 
 @pytest.mark.parametrize("estimator", [group_centered, leave_one_out, group_normalized])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(steps=hnp.arrays(np.int8, SHAPE), mask=MASKS, shift=st.sampled_from([1e3, -1e6, 3e6]))
 def test_a_shift_that_the_rewards_survive_changes_nothing(estimator, steps, mask, shift):
     # Quarters on an offset of millions are exact in float32; a mean taken there would not be.
@@ -165,7 +165,7 @@ def test_a_shift_that_the_rewards_survive_changes_nothing(estimator, steps, mask
     assert_near(result, expected, 1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rewards=REWARDS, mask=MASKS, factor=st.sampled_from([0.5, 4.0, 1024.0]))
 def test_scale_is_kept_by_differences_and_lost_in_ratios(rewards, mask, factor):
     for estimator, power in [(group_centered, 1), (leave_one_out, 1), (max_rl, 0)]:
@@ -175,7 +175,7 @@ def test_scale_is_kept_by_differences_and_lost_in_ratios(rewards, mask, factor):
     assert_near(group_normalized(rewards * factor, mask=mask, eps=0.0), expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rewards=REWARDS, mask=MASKS)
 def test_normalized_groups_that_vary_have_mean_square_one(rewards, mask):
     result = np.asarray(group_normalized(rewards, mask=mask, eps=0.0), np.float64)

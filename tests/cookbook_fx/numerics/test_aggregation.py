@@ -33,7 +33,7 @@ def sequences(mask, losses):
     return [row[counts] for row, counts in zip(losses, mask, strict=True) if counts.any()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mask=MASKS, losses=LOSSES, length=st.sampled_from([1, 6, 1024, 0.5]))
 def test_the_weighted_sum_is_the_mean_of_each_paper(mask, losses, length):
     rows = sequences(mask, losses)
@@ -58,7 +58,7 @@ def test_hand_computed_values():
 
 
 @EVERY
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(mask=MASKS)
 def test_only_what_counts_has_weight(weights_of, mask):
     weights = np.asarray(weights_of(mask))
@@ -69,7 +69,7 @@ def test_only_what_counts_has_weight(weights_of, mask):
 
 
 @EVERY
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(mask=MASKS)
 def test_more_padding_changes_no_weight(weights_of, mask):
     weights = np.asarray(weights_of(mask))

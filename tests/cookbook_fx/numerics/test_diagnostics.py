@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -80,7 +80,6 @@ def test_without_advantages_every_ratio_outside_counts() -> None:
     assert (report.clip_fraction_low, report.clip_fraction_high) == (0.5, 0.25)
 
 
-@settings(deadline=None)
 @given(p=LOGPROBS, q=LOGPROBS, mask=arrays(bool, SHAPE), advantages=st.none() | ADVANTAGES)
 def test_figures_are_those_of_the_tokens_that_count(
     p: Array, q: Array, mask: Array, advantages: Array | None
@@ -102,7 +101,6 @@ def test_on_nothing_every_figure_is_zero(shape: tuple[int, ...]) -> None:
     assert [float(figure) for figure in report] == [0.0] * len(report)
 
 
-@settings(deadline=None)
 @given(q=LOGPROBS)
 def test_a_policy_that_has_not_moved(q: Array) -> None:
     report = diagnosed(q, q, np.ones(SHAPE, bool), np.ones(SHAPE))

@@ -58,7 +58,7 @@ def test_no_time_passes_at_what_is_no_step() -> None:
 
 
 @given(seed=SEEDS, gamma=st.floats(0, 1), lambda_=st.floats(0, 1), truncated=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_layout_meets_the_definition_of_the_steps_alone(
     seed: int, gamma: float, lambda_: float, truncated: bool
 ) -> None:

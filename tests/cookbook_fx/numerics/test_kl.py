@@ -36,7 +36,7 @@ def test_estimators_by_hand() -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_unbiased_estimators_average_to_the_exact_divergence(seed: int) -> None:
     """Over every token of a small vocabulary, each as often as the sampling policy takes it."""
     p, q = (jax.nn.log_softmax(x) for x in np.random.default_rng(seed).normal(size=(2, 6)))
@@ -49,7 +49,7 @@ def test_unbiased_estimators_average_to_the_exact_divergence(seed: int) -> None:
 
 
 @given(seed=SEEDS, shape=SHAPES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_k2_and_k3_are_never_below_0_and_all_are_0_at_equality(
     seed: int, shape: tuple[int, ...]
 ) -> None:
@@ -128,7 +128,7 @@ def test_masked_content_never_matters(bad: float) -> None:
 
 
 @given(seed=SEEDS, shape=SHAPES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_metrics_are_the_means_of_their_definitions(seed: int, shape: tuple[int, ...]) -> None:
     sampling, training, mask = logprobs(seed, shape)
     difference = (np.float64(sampling) - np.float64(training))[mask]
@@ -183,7 +183,7 @@ def test_penalties_by_hand() -> None:
 
 
 @given(seed=SEEDS, shape=SHAPES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_centered_penalty_sums_to_0_and_leaves_prompts_alone(
     seed: int, shape: tuple[int, ...]
 ) -> None:

@@ -28,7 +28,6 @@ def test_hand_computed_values():
     assert bits == pytest.approx(3 / 12)
 
 
-@settings(deadline=None)
 @given(LOGPROBS, WEIGHTS)
 def test_jax_numpy_and_a_plain_loop_agree(logprobs, weights):
     total = -sum(lp * w for lp, w in zip(logprobs.flat, weights.flat, strict=True))
@@ -98,7 +97,7 @@ def test_bytes_may_be_more_than_32_bits_count():
         assert float(bits) == pytest.approx(1, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LOGPROBS, WEIGHTS)
 def test_the_measures_are_one_sum_in_different_units(logprobs, weights):
     nats = weighted_nll(logprobs, weights)
@@ -113,7 +112,7 @@ def test_the_measures_are_one_sum_in_different_units(logprobs, weights):
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(LOGPROBS, WEIGHTS, st.permutations(range(15)))
 def test_order_and_padding_do_not_matter(logprobs, weights, order):
     def padded(array, filler):
@@ -124,7 +123,7 @@ def test_order_and_padding_do_not_matter(logprobs, weights, order):
         assert shuffled == pytest.approx(function(logprobs, weights))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(LOGPROBS, WEIGHTS)
 def test_gradients_are_their_closed_forms(logprobs, weights):
     arrays = jnp.asarray(logprobs, jnp.float32), jnp.asarray(weights, jnp.float32)
@@ -201,7 +200,7 @@ def test_entropies_by_hand():
     assert not np.signbit(entropy(certain))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(VOCABULARY)
 def test_entropies_are_bounded_and_agree_with_jax_and_numpy(logits):
     logits[:, 2] = 0
@@ -221,7 +220,7 @@ def test_entropies_are_bounded_and_agree_with_jax_and_numpy(logits):
 JITTED_ENTROPY = jax.jit(entropy)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(VOCABULARY)
 def test_the_slope_of_an_entropy_is_its_closed_form_and_finite(logits):
     logits[:, 2] = 0

@@ -31,7 +31,7 @@ def test_hand_computed_values():
 
 
 @AXES
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(values=VALUES, mask=MASKS)
 def test_sums_and_means_are_those_of_what_counts(axis, values, mask):
     sums = np.sum(values.astype(float), axis=axis, where=mask)
@@ -43,7 +43,7 @@ def test_sums_and_means_are_those_of_what_counts(axis, values, mask):
 
 
 @AXES
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     values=VALUES,
     mask=MASKS,

@@ -124,7 +124,6 @@ def test_losses_and_slopes_by_hand(
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@settings(deadline=None)
 @given(p=LOGPROBS, q=LOGPROBS, advantages=ADVANTAGES, weights=WEIGHTS)
 def test_losses_and_slopes_are_the_closed_forms(
     name: str, p: Array, q: Array, advantages: Array, weights: Array
@@ -170,7 +169,6 @@ def test_slopes_are_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
-@settings(deadline=None)
 @given(p=LOGPROBS, advantages=ADVANTAGES)
 def test_on_policy_every_slope_is_minus_the_advantage(
     name: str, p: Array, advantages: Array
@@ -188,7 +186,6 @@ def test_a_ratio_on_a_threshold_is_inside_and_learns(name: str) -> None:
     assert losses_and_slopes(name, zeros, zeros, advantages, **ends)[1].tolist() == [-1, 1]
 
 
-@settings(deadline=None)
 @given(p=LOGPROBS, q=LOGPROBS, advantages=ADVANTAGES)
 def test_ppo_is_never_below_importance_sampling(p: Array, q: Array, advantages: Array) -> None:
     plain = losses_and_slopes("importance_sampling", p, q, advantages)[0]
@@ -198,7 +195,6 @@ def test_ppo_is_never_below_importance_sampling(p: Array, q: Array, advantages: 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@settings(deadline=None)
 @given(p=LOGPROBS, q=LOGPROBS, advantages=ADVANTAGES, weights=WEIGHTS)
 def test_a_weight_of_zero_hides_everything(
     name: str, bad: float, p: Array, q: Array, advantages: Array, weights: Array
@@ -256,7 +252,7 @@ def columns(*shape: int, seed: int = 0) -> tuple[Array, ...]:
     return p - 2, q - 2, advantages, (rng.random(shape) < 0.7).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     ids=st.permutations([0, 3, 7, 2**31 - 1]),
@@ -352,7 +348,6 @@ def test_importance_weights_where_probabilities_are_zero() -> None:
     assert weights(nowhere, 2.0) == [0, 0, 0, 0]
 
 
-@settings(deadline=None)
 @given(p=LOGPROBS, q=LOGPROBS, mask=arrays(bool, SIZE), cap=st.sampled_from([0.5, 1.0, 2.0]))
 def test_importance_weights_are_capped_ratios_of_what_counts(
     p: Array, q: Array, mask: Array, cap: float

@@ -34,7 +34,7 @@ MARGINS = st.floats(-60, 60, width=32)
 BETAS = st.sampled_from([0.05, 0.1, 0.5])
 FLIPS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 SMOOTH = {"beta": 1.0, "label_smoothing": 0.25}
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def of_margin(loss: Callable, margin: float | np.ndarray, **options: float) -> jax.Array:

@@ -94,7 +94,7 @@ def test_resets_meet_the_definition_over_long_sequences(gamma: float) -> None:
 
 
 @given(seed=SEEDS, shape=st.sampled_from([(1, 1), (3, 4)]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_three_layouts_agree(seed: int, shape: tuple[int, int]) -> None:
     rows, blocks = shape
     values = normal(seed, rows, blocks * BLOCK)
@@ -113,7 +113,7 @@ def test_the_three_layouts_agree(seed: int, shape: tuple[int, int]) -> None:
 
 
 @given(seed=SEEDS, length=st.sampled_from(SMALL_LENGTHS), gamma=st.floats(0, 1, width=32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_resets_anywhere_meet_the_definition(seed: int, length: int, gamma: float) -> None:
     values = normal(seed, length)
     starts = np.random.default_rng(seed).random(length) < 0.2
@@ -155,7 +155,7 @@ def test_limits_of_gamma(length: int) -> None:
 
 
 @given(seed=SEEDS, length=st.sampled_from(SMALL_LENGTHS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_sums_are_linear(seed: int, length: int) -> None:
     first, second = normal(seed, length), normal(seed + 1, length)
 
@@ -305,7 +305,7 @@ def test_shapes_that_cannot_be_meant_are_refused(
 
 
 @given(seed=SEEDS, length=st.sampled_from(SMALL_LENGTHS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_recurrence_with_varying_coefficients_meets_its_definition(
     seed: int, length: int
 ) -> None:

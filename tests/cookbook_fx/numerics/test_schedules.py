@@ -27,7 +27,7 @@ def reference(name, step, total, warmup, fraction):
     }[name]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(list(SCHEDULES)),
     total=st.integers(2, 60),
@@ -64,7 +64,7 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 STEPS = np.arange(-3, 62)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(list(SCHEDULES)),
     total=st.integers(1, 60),

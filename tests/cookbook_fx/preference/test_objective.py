@@ -32,7 +32,7 @@ def dpo_in_float64(completions, reference, is_tie, beta):
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.floats(0.01, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_dpo_with_ties_is_its_float64_reference(seed, count, beta):
     random = np.random.default_rng(seed)
     completions, reference = random.normal(-20, 5, (2, count, 2))

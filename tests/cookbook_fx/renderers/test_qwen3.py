@@ -33,7 +33,7 @@ RENDERERS = {name: get_renderer(name, TINY) for name in NAMES}
 CONTROL = tuple(token for token, _ in CONTROL_TOKENS["qwen3"])
 SOFT = tuple(token for token, is_special in CONTROL_TOKENS["qwen3"] if not is_special)
 EMPTY = "<think>\n\n</think>\n\n"
-fewer = settings(max_examples=40, deadline=None)
+fewer = settings(max_examples=40)
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ markup = st.sampled_from(
 texts = st.lists(markup | st.text(max_size=6), min_size=1, max_size=5).map("".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts.filter(str.strip),
     st.sampled_from(["python", "html", "json", "php", "bash", "pytb", "js"]),

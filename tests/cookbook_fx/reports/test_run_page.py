@@ -104,14 +104,14 @@ texts = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=8), min_size=1, max
 )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(texts)
 def test_no_text_of_a_run_can_become_markup(text):
     page = report_page([story(text)], bokeh=LIBRARY)
     assert Skeleton(page).elements == elements_of("xyz")
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(texts)
 def test_no_text_of_compared_runs_can_become_markup(text):
     page = report_page([story(text), story(text, name="other")], bokeh=LIBRARY)

@@ -21,7 +21,7 @@ from cookbook_fx.rl import (
 from cookbook_fx.tokens import TokensWithLogprobs
 from tests.rl_strategies import GROUPS, episode, group_of, with_arrays
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 class Token(NamedTuple):

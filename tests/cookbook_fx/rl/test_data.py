@@ -93,7 +93,7 @@ def test_assembling_is_converting_one_trajectory_after_the_other(trajectory, adv
 
 
 @given(GROUPS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_transitions_can_be_read_back_from_what_was_assembled(groups: list) -> None:
     data, sources = rl.assemble_training_data(groups, rl.compute_advantages(groups))
     sequences = rl.full_sequences(data)
@@ -133,7 +133,7 @@ def test_constant_groups_go_and_one_stays_where_all_are() -> None:
 
 
 @given(GROUPS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_batch_drops_the_rows_of_the_same_groups(groups: list) -> None:
     kept = rl.remove_constant_reward_groups(groups)
     data, _ = rl.assemble_training_data(kept, rl.compute_advantages(kept))
@@ -196,7 +196,7 @@ def test_a_penalty_by_hand_and_in_new_data() -> None:
 
 
 @given(GROUPS, st.sampled_from([0.0, 0.9, 1.0]), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_datums_are_penalized_as_the_batch_is(groups: list, gamma: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     batch = rl.trajectory_batch(groups)

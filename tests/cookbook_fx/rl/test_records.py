@@ -29,7 +29,7 @@ from cookbook_fx.tokens import TokensWithLogprobs
 from tests.rl_records import FLOAT32, batch_record, odd_groups, same_group
 from tests.rl_strategies import GROUPS, episode, group_of
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def through_json(records):

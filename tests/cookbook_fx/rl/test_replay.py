@@ -24,7 +24,7 @@ from cookbook_fx.rl.replay import (
 )
 from tests.rl_strategies import GROUPS, episode, group_of
 
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=20)
 OBJECTIVES = [
     Objective(),
     Objective(truncate_ratios=1.05),

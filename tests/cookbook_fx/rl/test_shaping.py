@@ -76,7 +76,7 @@ def test_integer_rewards_are_rewards(estimator: Callable) -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @given(sizes=st.lists(st.integers(0, 8), max_size=8), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_group_gets_what_it_gets_alone(estimator: Callable, sizes: list[int], seed: int) -> None:
     rewards = np.random.default_rng(seed).integers(0, 3, sum(sizes)).astype(float)
     groups = np.split(rewards, np.cumsum(sizes)[:-1]) if sizes else []
@@ -93,7 +93,7 @@ def test_a_group_gets_what_it_gets_alone(estimator: Callable, sizes: list[int], 
 
 
 @given(GROUPS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_centered_advantages_sum_to_zero_in_each_group(groups: list) -> None:
     batch = rl.trajectory_batch(groups)
     sums = np.bincount(
@@ -143,7 +143,7 @@ def test_every_sampled_token_gets_its_trajectorys_advantage_and_no_other_does() 
 
 
 @given(GROUPS, st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_token_advantages_are_an_index_away(groups: list, seed: int) -> None:
     batch = rl.trajectory_batch(groups)
     advantages = np.random.default_rng(seed).normal(size=len(batch.rewards)).astype(np.float32)
@@ -189,7 +189,7 @@ def test_kl_shaping_by_hand() -> None:
 
 
 @given(GROUPS, st.integers(0, 99), GAMMAS, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_kl_shaping_is_its_definition(
     groups: list, seed: int, gamma: float, centered: bool
 ) -> None:
@@ -218,7 +218,7 @@ def test_long_rows_carry_the_penalty_across_blocks() -> None:
 
 
 @given(GROUPS, st.integers(0, 99), st.sampled_from([0.9, 1.0]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_discounted_penalty_stays_off_the_prompt(groups: list, seed: int, gamma: float) -> None:
     # Upstream discounts after masking and leaves it at that: what precedes an action, prompts
     # above all, receives the penalty of the action.
@@ -233,7 +233,7 @@ def test_a_discounted_penalty_stays_off_the_prompt(groups: list, seed: int, gamm
 
 
 @given(GROUPS, GROUPS, GAMMAS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batches_together_are_batches_apart(some: list, others: list, gamma: float) -> None:
     def advantages(groups: list) -> list:
         batch = rl.trajectory_batch(groups)
@@ -344,7 +344,7 @@ def test_nothing_given_is_changed() -> None:
 
 
 @given(GROUPS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_datums_are_views_from_which_the_rows_can_be_read_back(groups: list) -> None:
     batch = rl.trajectory_batch(groups)
     flat = rl.token_advantages(batch, np.arange(len(batch.rewards)) + 1)
@@ -366,7 +366,7 @@ def test_datums_are_views_from_which_the_rows_can_be_read_back(groups: list) -> 
 
 
 @given(GROUPS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_trajectory_means_are_sequence_means_with_an_episodes_rows_together(groups: list) -> None:
     batch = rl.trajectory_batch(groups)
     weights = rl.trajectory_mean_weights(batch)

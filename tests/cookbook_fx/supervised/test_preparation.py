@@ -8,7 +8,7 @@ from cookbook_fx.renderers import TrainOnWhat, get_renderer
 from cookbook_fx.supervised import Preparation, prepare_conversations, stream_batches
 
 shared_fixture = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30
 )
 
 

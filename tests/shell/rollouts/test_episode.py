@@ -100,7 +100,7 @@ def test_a_limit_ends_the_episode_and_is_its_reason(limits, reason, turns):
     assert turns is None or len(trajectory.transitions) == turns
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     turns=st.none() | st.integers(1, 6),
     trajectory_tokens=st.none() | st.integers(1, 30),

@@ -94,7 +94,7 @@ def test_other_beginnings_are_asked_for_one_by_one(envs):
     assert len({request.seed for request in policy.requests}) == len(policy.requests)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**40),
     count=st.integers(1, 4),

@@ -17,7 +17,7 @@ from shell.stores import BatchesFile, RolloutsFile, open_run_folder
 from tests.rl_records import batch_record, odd_groups, same_group
 from tests.rl_strategies import episode, group_of
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def small_group(index: int, *, members: int = 2) -> TrajectoryGroup:
