@@ -337,7 +337,7 @@ def _figure(shared: Shared) -> Any:
     plot.add_tools(
         BoxZoomTool(dimensions="width"), ResetTool(), CrosshairTool(overlay=shared.crosshair)
     )
-    # A finger that moves over a chart scrolls the page; for a mouse the page itself turns it on.
+    # A finger that moves over a chart scrolls the page; for a mouse the page itself turns this on.
     plot.toolbar.active_drag = None
     plot.xgrid.grid_line_color = None
     for axis in (plot.xaxis[0], plot.yaxis[0]):

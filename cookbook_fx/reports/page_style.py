@@ -71,6 +71,7 @@ pre { overflow: auto; max-height: 32rem; background: var(--card); border: 1px so
 .choose legend { float: left; padding: 0 .75rem 0 0; color: var(--soft) }
 .key { font-size: .8rem; color: var(--soft) }
 .bk-tooltip-color-block { display: none }
+@media not (any-pointer: fine) { .by-mouse { display: none } }
 @media print { .runs { position: static } pre { max-height: none } }
 """
 
@@ -128,6 +129,9 @@ PAGE = """<!DOCTYPE html>
 <h2>Curves</h2>
 {% if not figures %}
 <p class="soft">Nothing was measured yet.</p>
+{% endif %}
+{% if figures %}
+<p class="key by-mouse">Drag over a chart to look closer; double-click to see all of it again.</p>
 {% endif %}
 <div class="grid">
 {% for figure in figures %}
@@ -287,18 +291,22 @@ function repaint() {
   for (const view of Bokeh.index.roots) view.invalidate_layout?.();
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTimeout(repaint));
-function zoomByMouse() {
-  if (!Bokeh.documents.length || !Bokeh.documents.every((each) => each.is_idle)) {
-    setTimeout(zoomByMouse, 50);
-    return;
-  }
-  for (const model of Bokeh.documents[0].all_models) {
-    if (model.type === "Toolbar") {
-      model.active_drag = model.tools.find((tool) => tool.type === "BoxZoomTool");
+let dragged;
+function dragBy(pointer) {
+  const zooms = pointer !== "touch";
+  if (!window.Bokeh || zooms === dragged || !Bokeh.documents.length) return;
+  dragged = zooms;
+  for (const document_ of Bokeh.documents) {
+    for (const model of document_.all_models) {
+      if (model.type === "Toolbar") {
+        model.active_drag = zooms ? model.tools.find((tool) => tool.type === "BoxZoomTool") : null;
+      }
     }
   }
 }
-if (window.Bokeh && matchMedia("(pointer: fine)").matches) zoomByMouse();
+for (const moment of ["pointerover", "pointerdown"]) {
+  addEventListener(moment, (event) => dragBy(event.pointerType), { capture: true });
+}
 </script>
 </body>
 </html>
