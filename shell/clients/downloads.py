@@ -5,8 +5,11 @@ import contextlib
 import urllib.error
 import urllib.request
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+
+import tinker
 
 from cookbook_fx.errors import ConfigurationError, ServiceError
 from shell.clients.errors import translated
@@ -37,6 +40,10 @@ async def download_adapter(service: Service, path: str) -> Mapping[str, bytes]:
             f"only a saved state (tinker://.../weights/...) can be fetched from an engine, got "
             f"{path!r}; a run's checkpoints and its folder name one"
         )
+    if not hasattr(tinker.TrainingClient, "save_weights_external"):
+        raise ServiceError(
+            f"the installed SDK, tinker {tinker.__version__}, cannot export; install a newer one"
+        )
     trainer = await service.restore(path, with_optimizer=False)
     with translated(f"exporting {path}"):
         exported = await trainer.sdk.save_weights_external(
@@ -47,7 +54,7 @@ async def download_adapter(service: Service, path: str) -> Mapping[str, bytes]:
     finally:
         # What cannot be deleted goes away by itself.
         with contextlib.suppress(ServiceError), translated(f"deleting the export of {path}"):
-            client = service.sdk.create_rest_client()
+            client = _rest(service)
             await client.delete_checkpoint_from_tinker_path(exported.path)
 
 
@@ -58,14 +65,21 @@ async def base_model_of(service: Service, path: str) -> str:
         ServiceError: the engine has no such checkpoint, or fails.
     """
     with translated(f"looking {path} up"):
-        client = service.sdk.create_rest_client()
+        client = _rest(service)
         base_model: str = (await client.get_weights_info_by_tinker_path(path)).base_model
         return base_model
 
 
+def _rest(service: Service) -> tinker.RestClient:
+    # Deprecated in the newest SDKs, and the only way in older ones.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return service.sdk.create_rest_client()
+
+
 async def _fetched(service: Service, path: str) -> Mapping[str, bytes]:
     with translated(f"fetching {path}"):
-        client = service.sdk.create_rest_client()
+        client = _rest(service)
         urls = (await client.get_external_weights_urls(path)).urls
     async with asyncio.TaskGroup() as group:
         tasks = {

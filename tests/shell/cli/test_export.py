@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tinker
 from safetensors.numpy import load_file, save_file
 
 from shell.engine.imports import LocalCheckpoints
@@ -127,3 +128,26 @@ def test_adapters_that_do_not_fit_are_refused_by_name(
         )
     with pytest.raises(ValueError, match=said):
         read_adapter(tmp_path, base=tiny_model_directory)
+
+
+def test_a_state_of_another_engine_is_fetched_from_it(
+    command, tiny_engine, tiny_model_directory, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TINKER_API_KEY", tiny_engine.api_key)
+    with tinker.ServiceClient(
+        base_url=tiny_engine.base_url, api_key=tiny_engine.api_key
+    ) as service:
+        model = service.create_lora_training_client(
+            base_model=str(tiny_model_directory), rank=3, seed=5
+        ).result()
+        state = model.save_state("one").result().path
+        sampler = model.save_weights_for_sampler("two").result().path
+        fetched = ["export", state, tmp_path / "adapter", "--base-url", tiny_engine.base_url]
+        status, _, err = command(*fetched)
+        assert status == 0, err
+    lora, adapter = read_adapter(tmp_path / "adapter", base=tiny_model_directory)
+    assert lora.rank == 3
+    assert adapter.query is not None
+    assert np.abs(adapter.query.a).max() > 0
+    status, _, err = command("export", sampler, tmp_path / "no", "--base-url", tiny_engine.base_url)
+    assert (status, "only a saved state" in err) == (1, True)
