@@ -27,8 +27,8 @@ class MetricsFile:
     """The measurements of a run, appended step by step.
 
     Values are plain scalars, those of numpy, JAX or another array library, strings or None. NaN
-    and infinities have no JSON and are written as null. Every row is on the disk before `append`
-    returns.
+    and infinities have no JSON and are written as null, as are integers too large for any float.
+    Every row is on the disk before `append` returns.
 
     Args:
         path: the file.
@@ -46,7 +46,7 @@ class MetricsFile:
             metrics: value by name; the name `step` is taken.
 
         Raises:
-            DataError: a value is no scalar, or a name is `step`.
+            DataError: a value is no scalar, or a name is no string or `step`.
             StorageError: the disk is full or the file cannot be written.
         """
         line = _line(step, metrics)
@@ -138,11 +138,15 @@ def _line(step: int, metrics: Metrics) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _plain(name: str, value: object) -> Scalar:
+def _plain(name: object, value: object) -> Scalar:
+    if not isinstance(name, str):
+        raise DataError(f"a metric's name must be a string, got {name!r}")
     plain = value
     if not isinstance(value, bool | int | float | str | None) or isinstance(value, np.generic):
         array = np.asarray(value)
         plain = array.item() if array.ndim == 0 else value
+    if isinstance(plain, int) and plain.bit_length() > _LARGEST_BITS:
+        return None
     if plain is None or isinstance(plain, bool | int | str):
         return plain
     if isinstance(plain, float):
@@ -150,6 +154,10 @@ def _plain(name: str, value: object) -> Scalar:
     raise DataError(
         f"metric {name!r} must be a number, a string, a bool or None, got {type(value).__name__}"
     )
+
+
+# A larger integer is one that no reader of JSON can hold, as infinity is.
+_LARGEST_BITS = 1024
 
 
 def _parsed(line: str) -> dict[str, Scalar] | None:
