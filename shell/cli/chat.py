@@ -40,15 +40,15 @@ class Chat:
 
     Args:
         target: who is talked with: a known model's name (see `cookbook-fx models`), the id of a
-            model on the Hugging Face hub, a directory, a .gguf file, a tinker:// path, or the
-            folder of a run. None is smollm2-135m-instruct.
+            model on the Hugging Face hub, a directory, a .gguf file, a tinker:// path, the
+            directory of a peft adapter, or the folder of a run. None is smollm2-135m-instruct.
         system: the system prompt.
         max_tokens: the longest answer, in tokens.
         temperature: 0 always takes the likeliest token, 1 samples as the model would.
         top_p: sample from the likeliest tokens that make up this probability only.
         renderer: how conversations are written for the model; None is what it was trained in, or
             what suits it best.
-        model: the base model of a tinker:// path on another engine.
+        model: the base model of a checkpoint or adapter, where it is not its own.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
         seed: same seed, same answers.
@@ -74,7 +74,7 @@ class Chat:
 
         target = find_target(self.target, model=self.model, base_url=self.base_url)
         with (
-            engine(self.base_url, model=target.model, say=say_on_standard_error) as address,
+            engine(self.base_url, model=target.model or "", say=say_on_standard_error) as address,
             asyncio.Runner() as runner,
         ):
             from shell.cli.conversing import Speaker
@@ -214,8 +214,14 @@ class _Talk:
         if is_stopped:
             self._write("\n")
             self._tell("Stopped.")
-        elif not said.termination.is_clean:
-            self._tell("Cut off: --max-tokens allows longer answers.")
+        elif not said.termination.is_clean and len(answer.tokens) >= answer.room:
+            is_full = answer.room < self._speaker.max_tokens
+            reason = (
+                "the model can read no more; /undo or /reset makes room"
+                if is_full
+                else "--max-tokens allows longer answers"
+            )
+            self._tell(f"Cut off: {reason}.")
 
     async def _show(self, answer: "Answer") -> None:
         with self._dimming() as show:
@@ -227,6 +233,7 @@ class _Talk:
     def _dimming(self) -> "Iterator[Callable[[Delta], None]]":
         """A function that writes parts of an answer, reasoning dimmed."""
         from cookbook_fx.renderers.streaming import Revision, TextDelta, ThinkingDelta
+        from shell.cli.conversing import harmless
 
         colors = self._is_terminal and "NO_COLOR" not in os.environ
         dim, plain = ("\x1b[2m", "\x1b[0m") if colors else ("", "")
@@ -240,13 +247,13 @@ class _Talk:
                 is_dim = is_thinking
             match delta:
                 case ThinkingDelta():
-                    self._write(_harmless(delta.thinking))
+                    self._write(harmless(delta.thinking))
                 case TextDelta():
-                    self._write(_harmless(delta.text))
+                    self._write(harmless(delta.text))
                 case Revision():
-                    self._write(f"\n{_harmless(delta.message.text)}")
+                    self._write(f"\n{harmless(delta.message.text)}")
                 case call:
-                    self._write(_harmless(f"\n[calls {call.name} {call.arguments}]"))
+                    self._write(harmless(f"\n[calls {call.name} {call.arguments}]"))
 
         try:
             yield show
@@ -262,10 +269,3 @@ class _Talk:
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _harmless(text: str) -> str:
-    """What a model says without the characters that would command the terminal."""
-    return "".join(
-        character for character in text if character in "\n\t" or character.isprintable()
-    )

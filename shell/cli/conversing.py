@@ -56,11 +56,14 @@ class Answer:
     Args:
         speaker: who answers.
         conversation: what is answered.
+        tokens: what was sampled so far.
+        room: tokens it may have; known once it is asked for.
     """
 
     speaker: Speaker
     conversation: Conversation
     tokens: list[int] = field(default_factory=list)
+    room: int = 0
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """The answer's parts as soon as they are certain.
@@ -71,13 +74,13 @@ class Answer:
         """
         speaker = self.speaker
         prompt = speaker.renderer.build_generation_prompt(self.conversation)
-        left = self._room(len(prompt))
+        self.room = self._room(len(prompt))
         parser = speaker.renderer.streaming_parser(prompt)
         state = parser.init()
         piece = _FIRST_PIECE
         # None is the stage of a response that has stopped.
-        while left > 0 and state.stage is not None:
-            asked = min(piece, left)
+        while len(self.tokens) < self.room and state.stage is not None:
+            asked = min(piece, self.room - len(self.tokens))
             (sample,) = await speaker.sampler.sample(
                 SampleRequest(
                     prompt=np.append(prompt, np.asarray(self.tokens, prompt.dtype)),
@@ -95,7 +98,6 @@ class Answer:
                 yield delta
             if sample.stop_reason != "length" or not new:
                 break
-            left -= len(new)
             piece = min(2 * piece, _LONGEST_PIECE)
         for delta in parser.finish(state).deltas:
             yield delta
@@ -118,6 +120,13 @@ class Answer:
 def said_by(role: str, text: str) -> Message:
     """A message of text."""
     return Message(role=role, content=text)
+
+
+def harmless(text: str) -> str:
+    """What a model says without the characters that would command the terminal."""
+    return "".join(
+        character for character in text if character in "\n\t" or character.isprintable()
+    )
 
 
 def _piece_seed(seed: int, place: int) -> int:

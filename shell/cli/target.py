@@ -20,49 +20,81 @@ class Target:
     """A model, or weights that were trained from one.
 
     Args:
-        model: the base model, as it is found on this machine or the hub.
+        model: the base model, as it is found on this machine or the hub; None where only the engine
+            that has the checkpoint can tell.
         checkpoint: a tinker:// path; None is the base model itself.
-        is_state: the path is one to train on from, and none to sample from.
         renderer: the chat format it was trained in, where that is known.
     """
 
-    model: str
+    model: str | None
     checkpoint: str | None = None
-    is_state: bool = False
     renderer: str | None = None
 
     @property
-    def weights(self) -> str:
-        """Stands for the weights."""
-        return self.checkpoint or self.model
+    def name(self) -> str:
+        """What an engine knows the weights by."""
+        return self.checkpoint or self.model or ""
+
+    @property
+    def stamp(self) -> str:
+        """Stands for the weights: other ones in the same place have another."""
+        if self.checkpoint is not None or self.model is None:
+            return self.name
+        path = Path(self.model)
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        found = [(file.name, file.stat()) for file in files]
+        return " ".join(
+            [self.name, *(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in found)]
+        )
 
 
 def find_target(named: str | None, *, model: str | None, base_url: str | None) -> Target:
     """What a name means.
 
     Args:
-        named: a known model's name, a hub id, a directory, a .gguf file, a tinker:// path, or the
-            folder of a run, which is its last checkpoint; None is the default model.
-        model: the base model of a tinker:// path, where it cannot be found out.
+        named: a known model's name, a hub id, a directory, a .gguf file, a tinker:// path, the
+            directory of a peft adapter, or the folder of a run, which is its last checkpoint; None
+            is the default model.
+        model: the base model of a checkpoint or adapter, where it cannot be found out.
         base_url: another engine's address, if it is one.
 
     Raises:
-        ConfigurationError: the run has no checkpoint yet.
+        ConfigurationError: the run has no checkpoint yet, or an adapter cannot be brought to the
+            engine.
+        DataError: the adapter does not fit the model.
         ServiceError: this machine does not have the checkpoint.
     """
-    from shell.hub import DEFAULT_MODEL, canonical_name, home
+    from shell.hub import DEFAULT_MODEL, canonical_name
+    from shell.hub.adapters import ADAPTER_CONFIG
 
     if named is None:
         return Target(model=canonical_name(model or DEFAULT_MODEL))
-    if (Path(named).expanduser() / "checkpoints").is_dir():
-        return _of_run(Path(named).expanduser())
-    if not named.startswith("tinker://"):
-        return Target(model=canonical_name(named))
+    if named.startswith("tinker://"):
+        return _of_path(named, model=model, base_url=base_url)
+    directory = Path(named).expanduser()
+    if (directory / "checkpoints").is_dir():
+        return _of_run(directory)
+    if (directory / ADAPTER_CONFIG).is_file():
+        return _of_adapter(directory, model=model, base_url=base_url)
+    return Target(model=canonical_name(named))
+
+
+def _of_path(path: str, *, model: str | None, base_url: str | None) -> Target:
     if model is None and base_url is None:
         from shell.engine.checkpoints import base_model_of
+        from shell.hub import home
 
-        model = base_model_of(home() / "checkpoints", named)
-    return Target(model=model or DEFAULT_MODEL, checkpoint=named, is_state="/weights/" in named)
+        model = base_model_of(home() / "checkpoints", path)
+    return Target(model=model, checkpoint=path)
+
+
+def _of_adapter(directory: Path, *, model: str | None, base_url: str | None) -> Target:
+    from shell.cli.options import local_checkpoint, named_base_model
+
+    base = model or named_base_model(directory)
+    return Target(
+        model=base, checkpoint=local_checkpoint(str(directory), model=base, base_url=base_url)
+    )
 
 
 def _of_run(folder: Path) -> Target:
@@ -80,7 +112,6 @@ def _of_run(folder: Path) -> Target:
     return Target(
         model=described["model"],
         checkpoint=latest.sampler_path or latest.state_path,
-        is_state=latest.sampler_path is None,
         renderer=described.get("renderer"),
     )
 
@@ -99,28 +130,24 @@ async def opened(
     from cookbook_fx.renderers import get_renderer
     from shell.cli.options import warn_of_renderer
     from shell.clients import connect
-    from shell.evaluation import EvaluationContext
+    from shell.clients.downloads import base_model_of
+    from shell.evaluation import EvaluationContext, sampler_of
     from shell.hub import load_tokenizer, recommended_renderer, resolve_model
     from shell.hub.models import say_on_standard_error
     from shell.hub.weights import context_length
 
     async with connect(base_url=address.base_url, api_key=address.api_key) as service:
-        if target.checkpoint is None:
-            sampler = await service.sampler(base_model=target.model)
-        elif target.is_state:
-            trainer = await service.restore(target.checkpoint, with_optimizer=False)
-            sampler = await trainer.snapshot()
-        else:
-            sampler = await service.sampler(path=target.checkpoint)
-        source = await asyncio.to_thread(resolve_model, target.model, with_weights=False)
+        model = target.model or await base_model_of(service, target.name)
+        sampler = await sampler_of(service, target.name)
+        source = await asyncio.to_thread(resolve_model, model, with_weights=False)
         tokenizer = load_tokenizer(source.directory)
-        name = renderer or target.renderer or recommended_renderer(target.model)
-        warn_of_renderer(name, model=target.model, say=say_on_standard_error)
+        name = renderer or target.renderer or recommended_renderer(model)
+        warn_of_renderer(name, model=model, say=say_on_standard_error)
         yield (
             sampler,
             EvaluationContext(
                 service=service,
-                model=target.model,
+                model=model,
                 renderer=get_renderer(name, tokenizer),
                 tokenizer=tokenizer,
                 context_window=context_length(source.directory),

@@ -25,3 +25,4 @@ from shell.evaluation.preference import ReferenceScores as ReferenceScores
 from shell.evaluation.preference import SubmittedPreferences as SubmittedPreferences
 from shell.evaluation.rl_test_set import RLTestSetEvaluator as RLTestSetEvaluator
 from shell.evaluation.teacher_kl import TeacherKLEvaluator as TeacherKLEvaluator
+from shell.evaluation.weights import sampler_of as sampler_of

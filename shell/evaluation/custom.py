@@ -57,7 +57,8 @@ class CustomEvaluator:
         max_tokens: the longest answer.
         temperature: of sampling; 0 always takes the likeliest token.
         top_p: sample from the likeliest tokens that make up this probability only; 1 from all.
-        num_samples: answers to each example; with several there is pass@k.
+        num_samples: answers to each example; with several, which need a temperature above 0, there
+            is pass@k.
         context_window: tokens that prompt and answer may have together; None leaves that to the
             engine.
         grading_seconds: time the grader may take for an answer; None is no limit.
@@ -66,6 +67,7 @@ class CustomEvaluator:
         answers: keeps all answers; what is found there under the same key is not sampled again,
             but graded again.
         model: stands for the weights in those keys. Without it nothing found is used.
+        observe: told of every example when its answers are graded.
 
     Raises:
         ConfigurationError: there is no example, or a number is out of range.
@@ -84,6 +86,7 @@ class CustomEvaluator:
     name: str = "test"
     answers: AnswersFile | None = None
     model: str | None = None
+    observe: Callable[[ExampleRecord], None] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.dataset):
@@ -94,6 +97,11 @@ class CustomEvaluator:
         if not 0 <= self.temperature < math.inf:
             raise ConfigurationError(
                 f"`temperature` must be 0 or more and finite, got {self.temperature}"
+            )
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ConfigurationError(
+                f"{self.num_samples} answers to an example would be the same one at temperature 0; "
+                "set a higher one, such as 1, or ask for one answer"
             )
 
     async def __call__(self, sampler: Sampler, *, seed: int) -> tuple[ScoreReport]:
@@ -142,6 +150,8 @@ class CustomEvaluator:
         )
         if self.answers is not None and record != found:
             await asyncio.to_thread(self.answers.append, record)
+        if self.observe is not None:
+            self.observe(record)
         return record
 
     async def _answers(

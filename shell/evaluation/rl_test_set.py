@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class RLTestSetEvaluator:
         context_window: tokens that prompt and action may have together; None leaves that to the
             engine.
         options: how the episodes are run, and what becomes of those that fail.
+        limit: groups at most; None plays all.
         concurrency: groups under way at a time.
         tokenizer: makes text of episodes for a logtree, where one is written; None tells their
             numbers alone.
@@ -50,6 +52,7 @@ class RLTestSetEvaluator:
     temperature: float = 1.0
     context_window: int | None = None
     options: RolloutOptions = field(default_factory=RolloutOptions)
+    limit: int | None = None
     concurrency: int = 64
     tokenizer: Tokenizer | None = None
     num_groups_to_log: int = 4
@@ -60,6 +63,8 @@ class RLTestSetEvaluator:
         for name in ("max_tokens", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigurationError(f"`limit` must be at least 1, got {self.limit}")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigurationError(
                 f"`temperature` must be 0 or more and finite, got {self.temperature}"
@@ -109,7 +114,8 @@ class RLTestSetEvaluator:
 
     def _builders(self) -> list[EnvGroupBuilder]:
         batches = range(len(self.dataset))
-        return [builder for index in batches for builder in self.dataset.get_batch(index)]
+        every = (builder for index in batches for builder in self.dataset.get_batch(index))
+        return list(islice(every, self.limit))
 
     def _report(
         self, groups: Sequence[TrajectoryGroup], tags: Sequence[Sequence[str]]

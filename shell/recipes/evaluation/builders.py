@@ -1,8 +1,9 @@
 """From chosen tasks to evaluators."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from shell.evaluation import (
     EvaluationContext,
     EvaluationExample,
     Evaluator,
+    ExampleRecord,
     GradingFailed,
     Matches,
     RLTestSetEvaluator,
     SamplerNLLEvaluator,
     WinRateEvaluator,
+    sampler_of,
 )
 from shell.hub import load_tokenizer, read_conversations, resolve_model
+from shell.hub.models import canonical_name
 from shell.hub.weights import context_length
 from shell.recipes.chat_sft import chosen_renderer
 from shell.recipes.evaluation.config import Answering, RecipeName, Tasks
@@ -51,6 +55,7 @@ class TaskBuilder:
         workers: the processes that answers are graded in, where they can be killed.
         folder: where answers and Inspect's logs are kept; None keeps none.
         weights: stands for the weights in the files of answers; None uses none found there.
+        observe: told of every question, after the name of its set, when its answers are graded.
 
     Raises:
         ConfigurationError: two tasks would go by one name.
@@ -61,6 +66,7 @@ class TaskBuilder:
     workers: Workers
     folder: Path | None = None
     weights: str | None = None
+    observe: Callable[[str, ExampleRecord], None] | None = None
 
     def __post_init__(self) -> None:
         names = [*map(_stem, self.tasks.questions), *(path.stem for path in self.tasks.nll)]
@@ -127,6 +133,7 @@ class TaskBuilder:
                 else AnswersFile(path=self.folder / f"answers-{name}.jsonl")
             ),
             model=self.weights,
+            observe=None if self.observe is None else partial(self.observe, name),
         )
 
     def _nll(self, path: Path, context: EvaluationContext) -> SamplerNLLEvaluator:
@@ -153,6 +160,7 @@ class TaskBuilder:
             max_tokens=recipe.max_tokens,
             temperature=self.answering.temperature,
             context_window=context.context_window,
+            limit=self.answering.limit,
             name=name,
         )
 
@@ -180,10 +188,7 @@ class TaskBuilder:
         )
 
     async def _against(self, other: str, context: EvaluationContext) -> WinRateEvaluator:
-        is_path = other.startswith("tinker://")
-        opponent = await context.service.sampler(
-            base_model=None if is_path else other, path=other if is_path else None
-        )
+        opponent = await sampler_of(context.service, canonical_name(other))
         prompts = read_prompts(STARTER, test=None, num_test=self.answering.limit or 48, seed=0).test
         matches = Matches(
             prompts=[(Message(role="user", content=text),) for text in prompts],
@@ -199,7 +204,7 @@ class TaskBuilder:
         if judge == "shorter":
             return prefer_shorter
         if judge.startswith("tinker://"):
-            sampler = await context.service.sampler(path=judge)
+            sampler = await sampler_of(context.service, judge)
             return PreferenceModelFromChatRenderer(renderer=context.renderer, sampler=sampler)
         if ":" not in judge:
             raise ConfigurationError(

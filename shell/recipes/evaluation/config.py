@@ -18,7 +18,8 @@ class Tasks:
             choice, or a function of your own, package.module:function, which takes the answer's
             text and the reference and says whether it is right, or how right from 0 to 1.
         nll: JSONL files of conversations; how likely are the assistant's messages in them?
-        rl: the test sets of reinforcement-learning recipes, by the recipe's name.
+        rl: the test sets of reinforcement-learning recipes, by the recipe's name; an answer may be
+            as long as the recipe says.
         inspect: Inspect AI tasks: file.py, file.py@task or package/task. Needs
             `pip install "cookbook-fx[inspect]"`.
         against: another model or checkpoint (tinker://...), whose answers to the starter prompts
@@ -44,8 +45,9 @@ class Answering:
         max_tokens: the longest answer, in tokens.
         temperature: 0 always takes the likeliest token.
         top_p: sample from the likeliest tokens that make up this probability only.
-        num_samples: answers to each question; they differ only at a temperature above 0.
-        limit: questions of each task at most; None takes all.
+        num_samples: answers to each question, of which pass@k is told, and epochs of Inspect tasks;
+            needs a temperature above 0.
+        limit: questions, conversations, groups or prompts of each task at most; None takes all.
     """
 
     max_tokens: int = 256

@@ -13,8 +13,7 @@ from cookbook_fx.chat import Message
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.renderers import get_renderer
 from cookbook_fx.renderers.streaming import TextDelta
-from shell.cli.chat import _harmless
-from shell.cli.conversing import Answer, Speaker
+from shell.cli.conversing import Answer, Speaker, harmless
 from shell.clients import Sample, SampleRequest, connect
 from shell.hub import load_tokenizer
 
@@ -138,9 +137,9 @@ def test_lines_from_standard_input_are_turns_and_commands(
     assert [turn["role"] for turn in first["messages"]] == ["system", "user", "assistant"]
     assert first["messages"][0]["content"] == "Be kind."
     assert first["messages"][1]["content"] == "where is the cat"
-    assert _harmless(first["messages"][2]["content"]).strip() in out
+    assert harmless(first["messages"][2]["content"]).strip() in out
     assert [turn["content"] for turn in second["messages"][:2]] == ["Be brief.", "a name"]
 
 
 def test_what_a_model_says_commands_no_terminal():
-    assert _harmless("\x1b[2Ja\tb\nc\x07\u202e é🐈") == "[2Ja\tb\nc é🐈"
+    assert harmless("\x1b[2Ja\tb\nc\x07\u202e é🐈") == "[2Ja\tb\nc é🐈"
