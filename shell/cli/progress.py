@@ -151,13 +151,14 @@ class Watcher:
                 told = f"reward after {event.step} steps: {every.mean_total_reward:.3f}"
             case TeacherReport(kl=found):
                 told = f"KL to teacher after {event.step} steps: {found.mean:.4f} nats/token"
-            case ScoreReport(name=name, scores=scores):
+            case ScoreReport(scores=scores):
                 numbers = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
-                self._console.print(f"{name} after {event.step} steps: {numbers}")
-                return
+                told = f"after {event.step} steps: {numbers}"
             case _:
                 return
-        self._console.print(f"held-out {told}")
+        # What every run measures goes by the default name.
+        name = event.report.name or "test"
+        self._console.print(f"{'held-out' if name == 'test' else name} {told}")
 
 
 def _measured(event: StepDone) -> str:

@@ -69,7 +69,8 @@ class RL:
         schedule: how long and how fast.
         adam: the optimizer, AdamW.
         cadence: what is done how often; may be changed when a run is continued.
-        tasks: what the weights are measured on besides, whenever they are evaluated.
+        tasks: what the weights are measured on besides, whenever they are evaluated; may be changed
+            when a run is continued: the rows name what they were measured on.
         sampling: how the model answers while it learns.
         learning: what a step learns from its groups.
         pace: in which order the run samples and trains.

@@ -43,7 +43,8 @@ class SFT:
         schedule: how long and how fast.
         adam: the optimizer, AdamW.
         cadence: what is done how often; may be changed when a run is continued.
-        tasks: what the weights are measured on besides, whenever they are evaluated.
+        tasks: what the weights are measured on besides, whenever they are evaluated; may be changed
+            when a run is continued: the rows name what they were measured on.
         base_url: another engine's address; its key is read from TINKER_API_KEY. None is an engine
             in this process.
         run_dir: the folder the run leaves, a path or a URL (s3://bucket/run): measurements,

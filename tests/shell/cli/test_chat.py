@@ -80,7 +80,7 @@ def test_a_stop_that_is_text_ends_the_answer_wherever_it_is_cut(tokenizer):
 
 def test_no_more_is_asked_for_than_allowed(tokenizer):
     deltas, answer, sampler = said("x" * 100, tokenizer, max_tokens=20)
-    assert sampler.asked == [8, 12]
+    assert (sampler.asked, answer.room) == ([8, 12], 20)
     assert "".join(delta.text for delta in deltas) == "x" * 20
     assert not answer.so_far().termination.is_clean
     with pytest.raises(ConfigurationError, match="/undo or /reset"):

@@ -27,7 +27,7 @@ def test_tasks_are_measured_together_kept_and_continued(
     out_dir = tmp_path / "out"
     arguments = [
         "eval", tiny_model_directory, "--questions", questions, "--question-grader", "regex",
-        "--nll", held_out, "--max-tokens", 6, "--out-dir", out_dir,
+        "--nll", held_out, "--max-tokens", 6, "--out-dir", out_dir, "--show", 2,
     ]  # fmt: skip
     status, out, err = command(*arguments)
     assert status == 0, err
@@ -36,7 +36,9 @@ def test_tasks_are_measured_together_kept_and_continued(
     assert results["pets/accuracy"] == pytest.approx(2 / 3)
     assert results["heldout/nll"] > 4
     assert f"{results['pets/accuracy']:.4f} ± {results['pets/accuracy_stderr']:.4f}" in out
-    assert kept["model"] == str(tiny_model_directory)
+    assert (kept["model"], kept["renderer"]) == (str(tiny_model_directory), "chatml")
+    assert "question 2\nuser: where is the dog\n[accuracy 1]\n" in out
+    assert "question 3" not in out
     answers = (out_dir / "answers-pets.jsonl").read_bytes()
     assert answers.count(b"\n") == 3
 

@@ -145,7 +145,15 @@ def test_a_prompt_without_room_counts_as_wrong(tokenizer, renderer):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dataset": ()}, {"max_tokens": 0}, {"num_samples": 0}, {"temperature": -1.0}]
+    "wrong",
+    [
+        {"dataset": ()},
+        {"max_tokens": 0},
+        {"num_samples": 0},
+        {"temperature": -1.0},
+        # All of them would be the same.
+        {"num_samples": 2, "temperature": 0.0},
+    ],
 )
 def test_what_cannot_be_asked_is_refused(renderer, wrong):
     settings = {"dataset": examples("a"), "grader": is_right, "renderer": renderer} | wrong

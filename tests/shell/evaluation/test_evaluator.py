@@ -25,8 +25,18 @@ from shell.evaluation import (
 from shell.hub import load_tokenizer
 from shell.recipes.rl.shorter import prefer_shorter
 from shell.stores import open_run_folder
-from shell.training import Cadence, ModelChoice, Schedule, SFTConfig
+from shell.training import (
+    Cadence,
+    ModelChoice,
+    RLCadence,
+    SamplingChoice,
+    Schedule,
+    SFTConfig,
+)
+from shell.training.rl import RLData
+from shell.training.rl_config import RLConfig
 from shell.training.sft import SFTData, train_supervised
+from tests.rl_runs import Problems, RLRunner, rows
 
 
 @dataclass(eq=False)
@@ -123,3 +133,47 @@ def test_both_kinds_measure_the_same_weights_on_the_cadence_of_a_run(
         assert row["custom/accuracy"] == row["base/num_matches"] == 1
         assert row["base/win_rate"] + row["base/loss_rate"] + row["base/tie_rate"] == 1
     assert measured[-1]["trainer/nll"] < measured[0]["trainer/nll"] - 0.02
+
+
+def test_reinforcement_measures_both_kinds_of_the_same_weights(
+    tiny_engine, tiny_model_directory, tmp_path
+):
+    """Also where it samples for later steps meanwhile."""
+    row = np.arange(60, 72, dtype=np.int32)
+    held_out = (Datum(tokens=row[:-1], target_tokens=row[1:], weights=np.ones(11, np.float32)),)
+    seen = []
+
+    def grader(message, example):
+        seen.append(message.text)
+        return {"length": len(message.text)}
+
+    evaluators = (
+        SamplerNLLEvaluator(data=held_out, name="sampler"),
+        NLLEvaluator(data=held_out, name="trainer"),
+        CustomEvaluator(
+            dataset=[EvaluationExample(prompt=(Message(role="user", content="where"),))],
+            grader=grader,
+            renderer=get_renderer("chatml", load_tokenizer(tiny_model_directory)),
+            max_tokens=4,
+            name="custom",
+        ),
+    )
+    runner = RLRunner(
+        endpoint=tiny_engine,
+        config=RLConfig(
+            model=ModelChoice(model=str(tiny_model_directory), lora_rank=4),
+            schedule=Schedule(learning_rate=3e-2, lr_schedule="constant", num_epochs=1),
+            cadence=RLCadence(eval_every=1, save_every=None),
+            sampling=SamplingChoice(max_tokens=4),
+            max_steps_off_policy=1,
+        ),
+        data=RLData(train=Problems(count=4, groups=2), evaluators=evaluators),
+    )
+    runner(tmp_path / "run", seconds=300)
+    measured = rows(tmp_path / "run")
+    assert len(measured) == len(seen) == 3
+    for row in measured:
+        assert row["sampler/nll"] == pytest.approx(row["trainer/nll"], abs=1e-4)
+        assert row["custom/num_examples"] == 1
+    assert [row["custom/length"] for row in measured] == list(map(len, seen))
+    assert len({row["trainer/nll"] for row in measured}) == 3

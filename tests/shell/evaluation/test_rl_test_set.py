@@ -136,6 +136,15 @@ def test_no_more_groups_are_under_way_than_allowed():
     assert max(most) == 6
 
 
+def test_no_more_groups_are_played_than_wanted():
+    data = Data([[Guesses([10]), Guesses([11])], [Guesses([21])], [Guesses([22])]])
+    sampler = FixedSampler()
+    measured(RLTestSetEvaluator(dataset=data, max_tokens=4, limit=3), sampler)
+    assert {int(request.prompt[0]) for request in sampler.requests} == {10, 11, 21}
+    with pytest.raises(ConfigurationError, match="limit"):
+        RLTestSetEvaluator(dataset=data, max_tokens=4, limit=0)
+
+
 def test_limits_are_honored():
     options = RolloutOptions(limits=RolloutLimits(turn_tokens=3))
     sampler = FixedSampler()
