@@ -10,10 +10,10 @@ by parsing it, and where that is not what came out before, which no well-formed 
 `Revision` says so.
 """
 
+import functools
 from codecs import utf_8_decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, compress, count
 from typing import Any, NamedTuple
 
@@ -121,7 +121,7 @@ class StreamState(NamedTuple):
 
 # A NamedTuple is made by a function in Python, which is much of the time that a token takes.
 _made: Callable[..., Any] = tuple.__new__
-_state: Callable[[tuple[object, ...]], StreamState] = partial(_made, StreamState)
+_state: Callable[[tuple[object, ...]], StreamState] = functools.partial(_made, StreamState)
 
 
 class Finished(NamedTuple):

@@ -22,31 +22,31 @@ details of tools' declarations.
 """
 
 import datetime
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from cookbook_fx.chat import ImagePart, Message, TextPart, ToolCall, tool_to_dict
+from cookbook_fx.chat import Message
 from cookbook_fx.errors import ConfigurationError, DataError
 from cookbook_fx.renderers.layout import Layout, LayoutRenderer, Piece
-from cookbook_fx.renderers.provenance import (
-    ChatTemplate,
-    Marks,
-    Said,
-    Written,
-    chat_template,
-    taken_apart,
-    written,
-)
+from cookbook_fx.renderers.provenance import Written, chat_template
 from cookbook_fx.renderers.renderer import (
     ParsedResponse,
     ParseTermination,
     Renderer,
     TrainOnWhat,
 )
+from cookbook_fx.renderers.template_entries import has_entry
+from cookbook_fx.renderers.template_facts import (
+    ANSWER,
+    QUESTION,
+    Facts,
+    facts_of,
+    reading_alike,
+    trimming_alike,
+)
+from cookbook_fx.renderers.template_script import Conversation, Script, Turn, script_of
 from cookbook_fx.tokens import StopSequences, TextCodec, Tokenizer, text_codec
 
 
@@ -78,10 +78,10 @@ def template(
         )
     codec = text_codec(tokenizer)
     given = {**tokenizer.special_tokens_map, **(variables or {})}
-    script = _script(chat_template(source, given, date=date), codec)
+    script = script_of(chat_template(source, given, date=date), codec)
     try:
-        script = _reading_alike(_trimming_alike(script))
-        layout = _Template(script=script, facts=_facts(script, tokenizer.bos_token_id))
+        script = reading_alike(trimming_alike(script))
+        layout = _Template(script=script, facts=facts_of(script, tokenizer.bos_token_id))
         # transformers' own text depends on the day.
         if "strftime_now" not in source:
             _check(layout, tokenizer, variables or {})
@@ -94,459 +94,20 @@ def template(
     return LayoutRenderer(layout=layout, remembering=_remembering)
 
 
-class _Source(NamedTuple):
-    """Where a said text is from: the message, what it is of it, and whether it must be written.
-
-    What `is_turn` tells of where the message is.
-    """
-
-    message: int
-    what: str
-    is_required: bool
-    is_turn: bool = True
-
-
-_Say = Callable[[str, _Source], str]
-
-
-class _Marking(NamedTuple):
-    """How text is marked, and where all that is marked is from."""
-
-    marks: Marks
-    sources: list[_Source]
-
-    def say(self, text: str, source: _Source) -> str:
-        self.sources.append(source)
-        return Said(text, self.marks, len(self.sources) - 1)
-
-
-def _plain(text: str, _: _Source) -> str:
-    return text
-
-
-class _Form(NamedTuple):
-    """How a template is given messages.
-
-    Args:
-        say: makes what is said of a text.
-        produced: which message is the response to train on.
-        reads_text: arguments of calls are JSON text, not objects.
-    """
-
-    say: _Say
-    produced: int | None
-    reads_text: bool
-
-
-class _Script(NamedTuple):
-    """A template, and how its tokenizer reads what it writes.
-
-    Args:
-        controls: what its own text is searched for, with the white space that tokens swallow.
-        ids: of the control tokens, by their text.
-        spelled: what control tokens look like.
-        trims: it trims what it put together, so marks must leave white space outside.
-        reads_text: arguments of calls are given as JSON text, not as objects.
-    """
-
-    template: ChatTemplate
-    codec: TextCodec
-    controls: re.Pattern[str]
-    ids: Mapping[str, int]
-    spelled: re.Pattern[str]
-    trims: bool = False
-    reads_text: bool = False
-
-    def conversation(
-        self, messages: Sequence[Message], *, is_complete: bool = False
-    ) -> "_Conversation":
-        digest = hashlib.sha256(repr(tuple(messages)).encode()).hexdigest()[:32]
-        marking = _Marking(
-            marks=Marks(key=f"q{digest}", control=self.spelled, inside_space=self.trims),
-            sources=[],
-        )
-        produced = len(messages) - 1 if is_complete else None
-        try:
-            return _Conversation(
-                template=self.template,
-                marking=marking,
-                marked=_entries(messages, _Form(marking.say, produced, self.reads_text)),
-                plain=_entries(messages, _Form(_plain, produced, self.reads_text)),
-            )
-        except RecursionError as error:
-            raise DataError(
-                "the arguments of a call or a tool's parameters are nested too deeply to be given "
-                "to a chat template"
-            ) from error
-
-    def encode(self, text: Written, begin: int, end: int) -> list[int]:
-        """Tokens of `text[begin:end]`; only the template's own text has control tokens."""
-        ids: list[int] = []
-        pending = ""
-        for run, is_said in text.runs(begin, end):
-            at = 0
-            for token in () if is_said else self.controls.finditer(run):
-                if before := pending + run[at : token.start()]:
-                    ids += self.codec.encode(before)
-                ids.append(self._id(token[0]))
-                pending, at = "", token.end()
-            pending += run[at:]
-        return [*ids, *self.codec.encode(pending)] if pending else ids
-
-    def own_controls(self, text: Written, begin: int, end: int) -> Iterator["_Token"]:
-        """The control tokens that the template itself wrote in `text[begin:end]`."""
-        at = begin
-        for run, is_said in text.runs(begin, end):
-            for token in () if is_said else self.controls.finditer(run):
-                yield _Token(at + token.start(), at + token.end(), self._id(token[0]))
-            at += len(run)
-
-    def _id(self, token: str) -> int:
-        return self.ids[token] if token in self.ids else self.ids[token.strip()]
-
-
-class _Token(NamedTuple):
-    begin: int
-    end: int
-    id: int
-
-
-class _Entries(NamedTuple):
-    """What a template is given: an entry a message (None: it only declares tools), and tools."""
-
-    messages: list[dict[str, Any] | None]
-    tools: list[dict[str, Any]] | None
-
-
-class _Conversation(NamedTuple):
-    """Messages as a template is given them, marked and plain."""
-
-    template: ChatTemplate
-    marking: _Marking
-    marked: _Entries
-    plain: _Entries
-
-    def written(self, count: int, *, asks: bool) -> Written:
-        """The first messages as the template writes them.
-
-        Raises:
-            DataError: it refuses them, or takes them apart.
-        """
-        return written(self._rendered(self.marked, count, asks=asks), self.marking.marks)
-
-    def verified(self, *, asks: bool) -> Written:
-        """All messages, once it is sure that nothing is amiss.
-
-        Raises:
-            DataError: as above; or something said is not written, or otherwise if it is not marked.
-        """
-        count = len(self.marked.messages)
-        text = self.written(count, asks=asks)
-        if text.text != self._rendered(self.plain, count, asks=asks):
-            raise taken_apart()
-        shown = {span.source for span in text.spans}
-        for index, source in enumerate(self.marking.sources):
-            if source.is_required and index not in shown:
-                raise DataError(
-                    f"the chat template never writes the {source.what} of message "
-                    f"{source.message}; remove it, or choose another renderer"
-                )
-        return text
-
-    def _rendered(self, entries: _Entries, count: int, *, asks: bool) -> str:
-        given = [entry for entry in entries.messages[:count] if entry is not None]
-        return self.template.write(given, entries.tools, asks=asks)
-
-    def turns(self, text: Written) -> list["_Turn | None"]:
-        """Of each message, where what it says begins and ends; None if it is not there.
-
-        What stands before the turn of an earlier message is not in its turn.
-        """
-        turns: list[_Turn | None] = [None] * len(self.marked.messages)
-        ordered = sorted(
-            (source.message, span.begin, span.end)
-            for span in text.spans
-            if (source := self.marking.sources[span.source]).is_turn
-        )
-        at = 0
-        for message, begin, end in ordered:
-            if begin >= at:
-                turn = turns[message]
-                turns[message] = _Turn(begin if turn is None else turn.begin, end)
-                at = end
-        return turns
-
-
-class _Turn(NamedTuple):
-    begin: int
-    end: int
-
-
-def _entries(messages: Sequence[Message], form: _Form) -> _Entries:
-    """The messages as templates expect them."""
-    declaring = [index for index, message in enumerate(messages) if message.tools]
-    if declaring not in ([], [0]):
-        raise DataError(
-            "a chat template declares tools once, at the start; declare all of them in message 0, "
-            f"got some in message {declaring[-1]}"
-        )
-    # First, so that what they are known by does not depend on the messages that follow.
-    tools = [
-        _tool(tool_to_dict(tool), form.say) for index in declaring for tool in messages[index].tools
-    ]
-    return _Entries(
-        [_entry(index, message, form) for index, message in enumerate(messages)], tools or None
-    )
-
-
-def _entry(index: int, message: Message, form: _Form) -> dict[str, Any] | None:
-    _refuse_what_has_no_entry(index, message)
-    if not _has_entry(message):
-        return None
-    say = form.say
-    entry: dict[str, Any] = {"role": message.role}
-    if message.thinking:
-        # gpt-oss knows it by the second name.
-        source = _Source(index, "reasoning", is_required=index == form.produced)
-        reasoning = say(message.thinking, source)
-        entry |= {"reasoning_content": reasoning, "thinking": reasoning}
-    is_blank = not message.text.strip()
-    entry["content"] = say(message.text, _Source(index, "text", is_required=not is_blank))
-    aside = _Source(index, "tool's name", is_required=False, is_turn=False)
-    for key, named in (("tool_call_id", message.tool_call_id), ("name", message.name)):
-        if named is not None:
-            entry[key] = say(named, aside)
-    if message.tool_calls:
-        entry["tool_calls"] = [_call(call, index, form) for call in message.tool_calls]
-    return entry
-
-
-def _has_entry(message: Message) -> bool:
-    """Whether it does more than declare tools."""
-    return bool(message.text or not message.tools)
-
-
-def _refuse_what_has_no_entry(index: int, message: Message) -> None:
-    texts = [isinstance(part, TextPart) for part in message.parts]
-    refused = {
-        "images": any(isinstance(part, ImagePart) for part in message.parts),
-        "calls that could not be parsed": bool(message.unparsed_tool_calls),
-        "reasoning after text": texts != sorted(texts),
-    }
-    for what, is_there in refused.items():
-        if is_there:
-            raise DataError(
-                f"a chat template is not given {what}, as in message {index}; remove it, or "
-                "choose another renderer"
-            )
-
-
-def _call(call: ToolCall, index: int, form: _Form) -> dict[str, Any]:
-    say, source = form.say, _Source(index, "tool calls", is_required=True)
-    parsed = call.parsed_arguments
-    arguments = parsed if isinstance(parsed, dict) and not form.reads_text else call.arguments
-    function = {
-        "name": say(call.name, source),
-        "arguments": _said_inside(arguments, say, source),
-    }
-    aside = source._replace(is_required=False, is_turn=False)
-    identity = {} if call.id is None else {"id": say(call.id, aside)}
-    return {**identity, "type": "function", "function": function}
-
-
-def _tool(tool: dict[str, Any], say: _Say) -> dict[str, Any]:
-    """A declaration; templates leave out what they do not know of one, but not its name."""
-    name = _Source(0, "tools", is_required=True, is_turn=False)
-    detail = name._replace(is_required=False)
-    function = {
-        key: say(value, name) if key == "name" else _said_inside(value, say, detail)
-        for key, value in tool["function"].items()
-    }
-    return {**tool, "function": function}
-
-
-def _said_inside(value: Any, say: _Say, source: _Source) -> Any:
-    """A JSON value with all text in it said, keys included."""
-    if isinstance(value, str):
-        return say(value, source)
-    if isinstance(value, Mapping):
-        return {
-            say(key, source._replace(is_required=False)): _said_inside(item, say, source)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_said_inside(item, say, source) for item in value]
-    return value
-
-
-class _Facts(NamedTuple):
-    """What is found out of a template once.
-
-    Args:
-        start: what every text begins with, and belongs to no message.
-        header: what a prompt ends with.
-        stops: what ends a response.
-        ends: what ends one, or stands there in history.
-        before, after: what a response has around its text, its end apart.
-    """
-
-    start: str
-    start_ids: tuple[int, ...]
-    header: str
-    stops: tuple[int, ...]
-    ends: frozenset[int]
-    before: str
-    after: str
-
-
-_QUESTION = Message(role="user", content="question")
-_ANSWER = Message(role="assistant", content="answer")
-_CALL = Message(
-    role="assistant",
-    content="",
-    tool_calls=(ToolCall(name="tool", arguments='{"key": "value"}', id="123456789"),),
-)
-_SPACED = tuple(
-    Message(role=role, content=f" \n {role} \n ") for role in ("system", "user", "assistant")
-)
-
-
-def _script(template: ChatTemplate, codec: TextCodec) -> _Script:
-    # White space that some vocabularies add for indentation is text.
-    added = [
-        token
-        for token in codec.complete.get_added_tokens_decoder().values()
-        if not token.content.isspace()
-    ]
-    # A token that begins as another must be looked for first.
-    added.sort(key=lambda token: len(token.content), reverse=True)
-    spelled = "|".join(re.escape(token.content) for token in added)
-    swallowing = "|".join(
-        r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip for token in added
-    )
-    # Without any there is nothing to find.
-    return _Script(
-        template=template,
-        codec=codec,
-        controls=re.compile(swallowing or "(?!)"),
-        ids={token.content: codec.control(token.content) for token in added},
-        spelled=re.compile(spelled or "(?!)"),
-    )
-
-
-def _trimming_alike(script: _Script) -> _Script:
-    """The script, told whether the template trims what it put together."""
-    trimming = script._replace(trims=True)
-    for spaced in (_SPACED, _SPACED[1:]):
-        if not _follows(script, spaced) and _follows(trimming, spaced):
-            return trimming
-    return script
-
-
-def _reading_alike(script: _Script) -> _Script:
-    """The script, told in which form to give the arguments of calls.
-
-    As text they stay as they were written; but some templates read objects alone, some text alone.
-    """
-    reading = script._replace(reads_text=True)
-    as_object, as_text = _called(script), _called(reading)
-    # Single quotes are Python's, where an object was written out as if it were text.
-    is_object_bad = as_object is None or "'key'" in as_object
-    return reading if as_text is not None and (is_object_bad or as_text == as_object) else script
-
-
-def _called(script: _Script) -> str | None:
-    """How a call is written; None if none can be."""
-    try:
-        return script.conversation([_QUESTION, _CALL]).verified(asks=False).text
-    except DataError:
-        return None
-
-
-def _follows(script: _Script, messages: Sequence[Message]) -> bool:
-    try:
-        script.conversation(messages).verified(asks=False)
-    except DataError:
-        return False
-    return True
-
-
-def _facts(script: _Script, bos: int | None) -> _Facts:
-    """
-    Raises:
-        DataError: the template refuses a question and an answer, or ends it with no token.
-    """
-    asked = script.conversation([_QUESTION, _ANSWER])
-    text = asked.verified(asks=False)
-    answer = asked.turns(text)[1]
-    ends = list(script.own_controls(text, answer.end if answer else 0, len(text.text)))
-    if answer is None or not ends:
-        raise DataError(
-            "it ends a response with no token, so sampling would not know where to stop"
-        )
-    prompt, history = asked.written(1, asks=True), asked.written(1, asks=False)
-    begin = len(prompt.text) if text.begins_with(prompt) else answer.begin
-    start = _start(script, bos)
-    return _Facts(
-        start=start,
-        start_ids=(bos,) if start and bos is not None else (),
-        header=prompt.text[len(history.text) :] if prompt.begins_with(history) else "",
-        stops=tuple(dict.fromkeys([ends[0].id, *_end_of_call(script, ends[0].id)])),
-        ends=frozenset([ends[0].id, *_end_in_history(script), *_end_of_call(script, ends[0].id)]),
-        before=text.text[begin : answer.begin],
-        after=text.text[answer.end : ends[0].begin],
-    )
-
-
-def _start(script: _Script, bos: int | None) -> str:
-    """The text of the token that begins a sequence, if it does so and nothing else."""
-    turns = [_QUESTION, _ANSWER, _QUESTION]
-    text = script.conversation(turns).verified(asks=False)
-    controls = list(script.own_controls(text, 0, len(text.text)))
-    is_start = bool(controls) and controls[0].begin == 0 and controls[0].id == bos
-    is_once = [token.id for token in controls].count(bos or 0) == 1
-    return text.text[: controls[0].end] if is_start and is_once else ""
-
-
-def _end_in_history(script: _Script) -> list[int]:
-    turns = script.conversation([_QUESTION, _ANSWER, _QUESTION])
-    text = turns.verified(asks=False)
-    _, answer, after = turns.turns(text)
-    if answer is None or after is None:
-        return []
-    return [token.id for token in script.own_controls(text, answer.end, after.begin)][:1]
-
-
-def _end_of_call(script: _Script, end: int) -> list[int]:
-    """What ends a response that calls a tool, where the template lets tools be called."""
-    called = script.conversation([_QUESTION, _CALL])
-    try:
-        text = called.verified(asks=False)
-    except DataError:
-        return []
-    call = called.turns(text)[1]
-    after = [] if call is None else list(script.own_controls(text, call.end, len(text.text)))
-    ids = [token.id for token in after]
-    if end in ids:
-        return [end]
-    known = script.codec.complete.get_added_tokens_decoder()
-    return [index for index in ids if known[index].special][:1]
-
-
 def _check(layout: "_Template", tokenizer: Tokenizer, variables: Mapping[str, Any]) -> None:
     """
     Raises:
         DataError: `transformers` writes something else, or the tokens do not spell the text.
     """
-    plain = [{"role": said.role, "content": said.text} for said in (_QUESTION, _ANSWER)]
+    plain = [{"role": said.role, "content": said.text} for said in (QUESTION, ANSWER)]
     wanted = tokenizer.apply_chat_template(plain, tokenize=False, **variables)
     codec = layout.codec
-    text = layout.script.conversation([_QUESTION, _ANSWER]).verified(asks=False).text
+    text = layout.script.conversation([QUESTION, ANSWER]).verified(asks=False).text
     if text != wanted:
         raise DataError(f"it writes {text!r} here, and {wanted!r} in `transformers`")
     tokens = (
         LayoutRenderer(layout=layout)
-        .build_supervised_example([_QUESTION, _ANSWER], TrainOnWhat.ALL_TOKENS)
+        .build_supervised_example([QUESTION, ANSWER], TrainOnWhat.ALL_TOKENS)
         .tokens
     )
     spelled, wanted = codec.decode(tokens.tolist()), codec.decode(codec.encode_trusted(wanted))
@@ -566,8 +127,8 @@ class _Template:
             where it is remembered: all conversations asked about begin alike.
     """
 
-    script: _Script
-    facts: _Facts
+    script: Script
+    facts: Facts
     prompts: dict[int, Written | None] | None = field(default=None, repr=False)
 
     name = "template"
@@ -597,7 +158,7 @@ class _Template:
             if messages[i].role == "assistant"
         )
 
-    def _stays(self, turns: "_Conversation", messages: Sequence[Message], text: Written) -> bool:
+    def _stays(self, turns: "Conversation", messages: Sequence[Message], text: Written) -> bool:
         """Whether the text begins with these messages as the last of them was produced."""
         try:
             produced = turns.written(len(messages), asks=False)
@@ -629,7 +190,7 @@ class _Template:
         return [*pieces[:-1], pieces[-1]._replace(trailer=trailer)]
 
     def generation_header(self, role: str, messages: Sequence[Message]) -> Sequence[int]:
-        if role == "assistant" and any(map(_has_entry, messages)):
+        if role == "assistant" and any(map(has_entry, messages)):
             turns = self.script.conversation(messages)
             text = turns.verified(asks=True)
         else:
@@ -652,7 +213,7 @@ class _Template:
         return len(self.facts.start)
 
     def _cuts(
-        self, turns: "_Conversation", messages: Sequence[Message], text: Written
+        self, turns: "Conversation", messages: Sequence[Message], text: Written
     ) -> list["_Cut"]:
         """Where each message's output is; one that has no turn has an empty one."""
         said = turns.turns(text)[: len(messages)]
@@ -677,9 +238,7 @@ class _Template:
             cuts.append(_Cut(begin, max(begin, at), asked[index]))
         return cuts
 
-    def _after_header(
-        self, text: Written, said: Sequence["_Turn | None"], index: int
-    ) -> int | None:
+    def _after_header(self, text: Written, said: Sequence["Turn | None"], index: int) -> int | None:
         """Where a response begins in history that is not as it was when it was asked for."""
         # Turns stand in order.
         before = next((turn.end for turn in reversed(said[:index]) if turn), 0)
@@ -694,7 +253,7 @@ class _Template:
         ends = (token.end for token in controls if token.id in self.facts.ends)
         return next(ends, controls[0].begin if controls else limit)
 
-    def _prompt(self, turns: "_Conversation", messages: Sequence[Message]) -> Written | None:
+    def _prompt(self, turns: "Conversation", messages: Sequence[Message]) -> Written | None:
         """What asks for a response to the first messages, if the template lets it be asked for."""
         if self.prompts is None:
             return self._found_prompt(turns, messages)
@@ -702,15 +261,15 @@ class _Template:
             self.prompts[len(messages)] = self._found_prompt(turns, messages)
         return self.prompts[len(messages)]
 
-    def _found_prompt(self, turns: "_Conversation", messages: Sequence[Message]) -> Written | None:
+    def _found_prompt(self, turns: "Conversation", messages: Sequence[Message]) -> Written | None:
         try:
-            if any(map(_has_entry, messages)):
+            if any(map(has_entry, messages)):
                 return turns.written(len(messages), asks=True)
             return self._opened(messages, "assistant")[1]
         except DataError:
             return None
 
-    def _opened(self, messages: Sequence[Message], role: str) -> tuple["_Conversation", Written]:
+    def _opened(self, messages: Sequence[Message], role: str) -> tuple["Conversation", Written]:
         """What stands before a message that a template can write but not ask for."""
         turns = self.script.conversation([*messages, Message(role=role, content="said")])
         text = turns.verified(asks=False)
