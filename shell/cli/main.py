@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What goes wrong is told once, in our own words.
         for library in ("absl", "tinker"):
             logging.getLogger(library).setLevel(logging.CRITICAL)
+    # Runs, checkpoints and keys are nobody else's on a machine that several people share.
+    previous = os.umask(0o077)
     try:
         return _with_path(command).run()
     except CookbookError as error:
@@ -86,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return _INTERRUPTED
+    finally:
+        os.umask(previous)
 
 
 def _with_path(command: Command) -> Command:

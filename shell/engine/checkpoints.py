@@ -163,7 +163,7 @@ class CheckpointStore:
         self._base_model = base_model
         self.owner = LOCAL
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
                 f"the folder {root} for checkpoints cannot be made: {error.strerror}; let "

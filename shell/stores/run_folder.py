@@ -102,7 +102,8 @@ def open_run_folder(
         StorageError: it cannot be written.
     """
     with storing(path, what="the run folder"):
-        path.mkdir(parents=True, exist_ok=True)
+        # Prompts and answers are in it.
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = filelock.FileLock(path / ".lock")
     with storing(path, what="the run folder's lock"):
         try:
