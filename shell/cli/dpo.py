@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from shell.stores import RunCheckpoint, RunFolder
 
 _INTERRUPTED = 130
+# As many as are kept to be looked at.
+_PAIRS = 3
 # Margins below it are what policy and reference differ by in rounding.
 _ROUNDING = 1e-4
 
@@ -99,6 +101,8 @@ class DPO:
                 _print_results(console, folder, latest)
                 return 0
             loaded = _prepare(self, preferences, console)
+            if latest is None:
+                _keep_pairs(self, loaded, folder)
             with engine(self.base_url, model=self.model.model, say=console.print) as address:
                 console.print(f"Engine: {address.base_url}")
                 run = _train(self, console=console, address=address, loaded=loaded, folder=folder)
@@ -146,6 +150,28 @@ def _prepare(command: DPO, preferences: "Preferences", console: "Console") -> "L
         console.print(f"Held-out data: {account(loaded.held_out)}")
     console.print(f"Reference: {command.config.reference}")
     return loaded
+
+
+def _keep_pairs(command: DPO, loaded: "LoadedPreferences", folder: "RunFolder") -> None:
+    """Keeps the first pairs that are trained on, to be looked at."""
+    from cookbook_fx.reports import tokens_and_weights
+    from cookbook_fx.reports.samples import ShownText
+    from shell.training.beginnings import epoch_seed
+
+    batch = loaded.data.train.get_batch(0, epoch_seed=epoch_seed(command.seed, 0))
+    folder.samples.replace(
+        [
+            ShownText(
+                title=f"Trained on: pair {number}" + (", a tie" if pair.is_tie else ""),
+                heading=name,
+                tokens=example.tokens,
+                weights=sign * example.weights,
+            )
+            for number, pair in enumerate(batch.pairs[:_PAIRS], start=1)
+            for name, datum, sign in (("chosen", pair.chosen, 1), ("rejected", pair.rejected, -1))
+            for example in (tokens_and_weights(datum),)
+        ]
+    )
 
 
 async def _train(

@@ -36,6 +36,8 @@ def test_distill_learns_tells_and_leaves_a_run(command, tmp_path, distill_argume
     run = tmp_path / "run"
     status, out, err = command(*distill_arguments, "--run-dir", run)
     assert (status, err) == (0, "")
+    assert f"Report: {run / 'report.html'}" in out
+    assert (run / "report.html").stat().st_size > 100_000
     assert "of 363 prompts; 2 to test on" in out
     assert "of 6 prompts; 2 to test on" in out
     assert re.search(rf"step {STEPS}/{STEPS}  .*KL to teacher -?\d\.\d+", out)

@@ -41,6 +41,14 @@ def test_dpo_trains_tells_and_a_killed_run_ends_in_the_same_weights(
     assert "16 comparisons; 16 pairs" in out
     assert f"Held-out accuracy: 1.000 after {TOTAL} steps" in out
     assert [row["step"] for row in rows(whole)] == list(range(TOTAL + 1))
+    kept = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert [(text["title"], text["heading"]) for text in kept] == [
+        (f"Trained on: pair {number}", name)
+        for number in (1, 2, 3)
+        for name in ("chosen", "rejected")
+    ]
+    assert all(max(text["weights"]) > 0 for text in kept[::2])
+    assert all(min(text["weights"]) < 0 for text in kept[1::2])
     config = json.loads((whole / "config.json").read_text())
     assert config["preference"]["reference_model_name"] == str(tiny_model_directory)
 

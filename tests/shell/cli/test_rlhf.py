@@ -46,6 +46,8 @@ def test_three_stages_follow_one_another_and_are_not_done_twice(command, tmp_pat
     status, out, err = command(*rlhf_arguments, "--run-dir", run)
     assert (status, err) == (0, "")
     assert re.findall(r"Stage (\d)", out) == ["1", "2", "3"]
+    reports = [str(run / stage / "report.html") for stage in ("sft", "reward", "rl")]
+    assert re.findall(r"Report: (\S+)", out) == reports
     assert re.search(r"on 2 held-out prompts, judged by length: \d won, \d lost, \d tied", out)
     reinforced = rows(run / "rl")
     assert len(reinforced) == 3
