@@ -548,8 +548,8 @@ def test_a_shared_prompt_changes_nothing(config: lm.LMConfig, loss: str) -> None
         losses.append(alone.loss_sum)
         logprobs.append(alone.logprobs[0])
 
-    assert len(list(training._batches(data, spec))) == 1
-    assert next(training._batches(data, spec))[0].real.sum() < sum(d.length for d in data)
+    assert len(list(training._batches(data, spec, mesh=None))) == 1
+    assert next(training._batches(data, spec, mesh=None))[0].real.sum() < sum(d.length for d in data)
     np.testing.assert_allclose(output.loss_sum, sum(losses), rtol=1e-5)
     for one, other in zip(output.logprobs, logprobs, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
