@@ -79,6 +79,14 @@ def gpt_oss(
     Raises:
         ConfigurationError: there is no such effort.
         ModelError: the tokenizer lacks one of the control tokens.
+
+    Example:
+        In `my_formats.py`, for `get_renderer("my_formats:dated", tokenizer)` and, on the command
+        line, `--renderer my_formats:dated`:
+
+        >>> from datetime import date
+        >>> from functools import partial
+        >>> dated = partial(gpt_oss, reasoning="low", current_date=date(2026, 1, 31))
     """
     if reasoning not in (*_EFFORTS, None):
         raise ConfigurationError(

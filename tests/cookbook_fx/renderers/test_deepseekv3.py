@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cookbook_fx.chat import (
@@ -451,6 +451,7 @@ def test_what_is_said_to_extend_does(messages, name):
         assert all(extends(renderer, messages[:end]) for end in range(1, len(messages) + 1))
 
 
+@settings(max_examples=40)
 @given(SPOKEN, st.sampled_from(NAMES))
 def test_without_late_instructions_what_extends_is_said_to(messages, name):
     renderer = RENDERERS[name]
@@ -458,6 +459,7 @@ def test_without_late_instructions_what_extends_is_said_to(messages, name):
         assert renderer.layout.extends(messages) == extends(renderer, messages)
 
 
+@settings(max_examples=40)
 @given(CONVERSATIONS, st.sampled_from(NAMES))
 def test_every_response_stands_in_an_example_as_it_would_be_sampled(messages, name):
     renderer = RENDERERS[name]

@@ -6,7 +6,7 @@ from datetime import date
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cookbook_fx.chat import (
@@ -463,6 +463,7 @@ def conversations(draw):
 
 
 @pytest.mark.parametrize("renderer", [BARE, LOW], ids=["bare", "low"])
+@settings(max_examples=40)
 @given(messages=conversations())
 def test_every_response_follows_its_prompt_in_the_example_that_shows_it(renderer, messages):
     examples = renderer.build_supervised_examples(messages, TrainOnWhat.ALL_ASSISTANT_MESSAGES)

@@ -15,7 +15,12 @@ from cookbook_fx.renderers.llama3 import llama3
 from tests.family_tokenizers import tiny_tokenizer
 
 MODULE = """
-from cookbook_fx.renderers import RENDERERS
+from datetime import date
+from functools import partial
+
+from cookbook_fx.renderers import RENDERERS, gpt_oss
+
+dated = partial(gpt_oss, reasoning="low", current_date=date(2026, 1, 31))
 
 def quiet(tokenizer):
     return RENDERERS["llama3"](tokenizer)
@@ -54,6 +59,15 @@ def test_a_renderer_of_ones_own_is_named_by_its_place(folder, tokenizer):
     mine = get_renderer("my_formats:quiet", tokenizer)
     theirs = get_renderer("llama3", tokenizer)
     assert mine.build_generation_prompt(HI).tolist() == theirs.build_generation_prompt(HI).tolist()
+
+
+def test_a_date_of_ones_own_goes_by_name(folder):
+    tokenizer = tiny_tokenizer("gpt_oss")
+    prompt = get_renderer("my_formats:dated", tokenizer).build_generation_prompt(HI)
+    text = tokenizer.decode(prompt)
+    assert "Current date: 2026-01-31\n\nReasoning: low\n" in text
+    usual = get_renderer("gpt_oss_low_reasoning", tokenizer).build_generation_prompt(HI)
+    assert tokenizer.decode(usual) == text.replace("2026-01-31", "2025-06-28")
 
 
 def test_another_process_finds_it_by_the_same_name(folder, tokenizer):

@@ -31,7 +31,11 @@ WHOLE = [option for option in T if option is not T.CUSTOMIZED]
 CLOSES_THINKING = ("qwen3_disable_thinking",)
 # Their templates write no newlines between a block of reasoning and the text.
 STRIPS_NEWLINES = ("qwen3", "qwen3_keep_thinking", "qwen3_disable_thinking")
-shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Enough for all renderers together.
+shared_fixture = settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @pytest.fixture(params=RENDERERS)

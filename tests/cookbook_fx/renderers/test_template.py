@@ -167,7 +167,7 @@ def qwen_conversations(draw):
     return [*draw(st.lists(SYSTEM, max_size=1)), question, *turns]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(messages=qwen_conversations(), answer=WORD | REASONING)
 def test_qwen3s_own_template_writes_what_its_renderer_does(messages, answer):
     ours, family = real_renderers("qwen3")
@@ -188,7 +188,7 @@ def smollm2_renderers(smollm2_directory):
     return template(tokenizer), get_renderer("chatml", tokenizer)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     messages=st.lists(
         st.builds(
