@@ -71,7 +71,9 @@ class Show:
 
         if self.limit is not None and self.limit < 1:
             raise ConfigurationError(f"`limit` must be 1 or more, got {self.limit}")
-        conversations = read_conversations(self.data)
+        # One more tells whether there are more; a large file is not read for a look at its start.
+        first = None if self.limit is None else self.limit + 1
+        conversations = read_conversations(self.data, first=first)
         source = resolve_model(self.model, say=say_on_standard_error, with_weights=False)
         tokenizer = load_tokenizer(source.directory)
         name = self.renderer or recommended_renderer(self.model)
@@ -89,8 +91,7 @@ class Show:
             console.print(f"Page: {self.html}")
         if len(shown) < len(conversations):
             console.print(
-                f"{len(shown)} of {len(conversations)} conversations are shown; "
-                "--limit None shows all."
+                f"There are more conversations than these {len(shown)}; --limit None shows all."
             )
         return 0
 

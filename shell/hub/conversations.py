@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,17 +15,25 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Record = TypeVar("Record")
 
 
-def read_conversations(path: Path) -> tuple[Conversation, ...]:
+def read_conversations(path: Path, *, first: int | None = None) -> tuple[Conversation, ...]:
     """Reads a JSONL file: one conversation a line, as `conversation_from_dict` takes it.
+
+    Args:
+        path: the file.
+        first: how many to read, from the first one on; what follows them is not looked at.
 
     Raises:
         DataError: as for `read_records`.
     """
-    return read_records(path, conversation_from_dict, what="conversation")
+    return read_records(path, conversation_from_dict, what="conversation", first=first)
 
 
 def read_records(
-    path: Path, from_dict: Callable[[Mapping[str, Any]], Record], *, what: str
+    path: Path,
+    from_dict: Callable[[Mapping[str, Any]], Record],
+    *,
+    what: str,
+    first: int | None = None,
 ) -> tuple[Record, ...]:
     """Reads a JSONL file: one record a line.
 
@@ -34,20 +43,24 @@ def read_records(
         path: the file.
         from_dict: makes a record of a line's object, or raises a DataError.
         what: a record's name, for error messages.
+        first: how many to read, from the first one on; None reads all.
 
     Raises:
         DataError: the file cannot be read or holds no record, or a line is not UTF-8, not JSON (as
             the last line of a torn file) or refused by `from_dict`; with its number.
     """
     try:
-        lines = Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+        with Path(path).open("rb") as lines:
+            if lines.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+                lines.seek(0)
+            read = (
+                _record(line, from_dict, where=f"{path}, line {number}")
+                for number, line in enumerate(lines, start=1)
+                if line.strip()
+            )
+            records = tuple(islice(read, first))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    records = tuple(
-        _record(line, from_dict, where=f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    )
     if not records:
         raise DataError(f"{path} holds no {what}; one JSON object a line is wanted")
     return records

@@ -79,3 +79,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_conversations(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_conversations(tmp_path)
+
+
+def test_what_follows_the_first_ones_is_not_looked_at(tmp_path):
+    path = write(tmp_path, b"\n" + GOOD + b"\n" + GOOD + b"\n{torn")
+    assert len(read_conversations(path, first=2)) == 2
+    with pytest.raises(DataError, match="line 4: not a JSON object"):
+        read_conversations(path)
