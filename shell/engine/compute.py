@@ -10,20 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cookbook_fx.errors import ServiceError
 from cookbook_fx.lm import LMWeights
 from shell.engine.memory import Memory
 from shell.engine.sampling import Decode, SampledPrompt, SampleWork, SamplingPool
 from shell.engine.worker import ComputeWorker
 
 Answer = TypeVar("Answer")
-
-# What one queued operation takes besides its content.
-_BYTES_PER_OPERATION = 4096
-
-
-class Busy(ServiceError):
-    """More is waiting than the engine is willing to hold; ask again later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +27,9 @@ class EngineLimits:
         patience_seconds: how long operations wait for a missing earlier one.
         idle_session_seconds: a session without heartbeat or request for this long is freed.
         gather_seconds: how long a sampling request waits for others to share its batch.
-        max_queued_samples: beyond this many unfinished samples new ones are turned away (429).
-        max_queued_bytes: beyond this much of unfinished training operations likewise.
+        max_queued_samples: of one key; beyond this many unfinished ones new ones are turned away
+            (429).
+        max_queued_bytes: of one key; beyond this much of unfinished training operations likewise.
         max_body_bytes: of one request; larger ones are refused (413).
         max_sessions: of one key, at a time; beyond it new ones are turned away (429).
         unnamed_samplers: how many unnamed snapshots of one session stay in memory; beyond it the
@@ -90,77 +83,27 @@ class Compute:
     def __init__(self, base: BaseModel, memory: Memory, limits: EngineLimits) -> None:
         self.base = base
         self.memory = memory
-        self._limits = limits
+        self._gather_seconds = limits.gather_seconds
         self._pool = SamplingPool(
             base.weights, base.decode, self.memory, end_tokens=base.end_tokens
         )
         self._worker = ComputeWorker(self._pool.advance)
         self._loop = asyncio.get_running_loop()
         self._gathered: list[SampleWork] = []
-        self._queued_samples = 0
-        self._queued_bytes = 0
 
     def between(self) -> object:
         """Draws some samples; for the middle of a long job, on the compute thread."""
         return self._pool.advance()
 
-    # --- training ---------------------------------------------------------------------------
-
-    def room_for_operation(self, size_bytes: int) -> None:
-        """Makes sure that another operation may wait.
-
-        Raises:
-            Busy: it has to come again later.
-        """
-        if self._queued_bytes and self._queued_bytes + size_bytes > self._limits.max_queued_bytes:
-            raise Busy(
-                f"{self._queued_bytes} bytes of training operations are waiting already and at "
-                f"most {self._limits.max_queued_bytes} may; ask again later"
-            )
-
-    def operate(
-        self,
-        job: Callable[[], Answer],
-        then: Callable[["Future[Answer]"], None],
-        *,
-        size_bytes: int = 0,
-    ) -> None:
+    def operate(self, job: Callable[[], Answer], then: Callable[["Future[Answer]"], None]) -> None:
         """Queues a job of any kind; `then` runs on the event loop with its result."""
-        size = size_bytes + _BYTES_PER_OPERATION
-        self._queued_bytes += size
-
-        def settle(future: "Future[Answer]") -> None:
-            self._queued_bytes -= size
-            then(future)
-
-        self._when_done(self._worker.submit(job), settle)
-
-    # --- sampling ---------------------------------------------------------------------------
-
-    def room_for_samples(self, wanted: int) -> None:
-        """Makes sure that so many more samples may wait.
-
-        Raises:
-            Busy: they have to come again later.
-        """
-        if self._queued_samples + wanted > self._limits.max_queued_samples:
-            raise Busy(
-                f"{self._queued_samples} samples are waiting already and at most "
-                f"{self._limits.max_queued_samples} may; ask again later"
-            )
+        self._when_done(self._worker.submit(job), then)
 
     def sample(self, work: SampleWork, then: Callable[["Future[SampledPrompt]"], None]) -> None:
         """Queues a request for samples; `then` runs on the event loop with its result."""
-        wanted = work.request.num_samples
-        self._queued_samples += wanted
-
-        def settle(future: "Future[SampledPrompt]") -> None:
-            self._queued_samples -= wanted
-            then(future)
-
-        self._when_done(work.future, settle)
+        self._when_done(work.future, then)
         if not self._gathered:
-            self._loop.call_later(self._limits.gather_seconds, self._dispatch)
+            self._loop.call_later(self._gather_seconds, self._dispatch)
         self._gathered.append(work)
 
     def cancel(self, work: SampleWork) -> None:
@@ -176,8 +119,6 @@ class Compute:
     def _wake(self) -> None:
         """Lets the compute thread look at its queues, if it has nothing to do."""
         self._worker.submit(lambda: None)
-
-    # --- both -------------------------------------------------------------------------------
 
     def _when_done(
         self, future: "Future[Answer]", then: Callable[["Future[Answer]"], None]

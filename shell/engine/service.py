@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 from cookbook_fx.errors import ConfigurationError, CookbookError, DataError, ServiceError
 from cookbook_fx.lm import LoRAConfig
 from shell.engine import wire
+from shell.engine.backlog import Backlog
+from shell.engine.backlog import Busy as Busy
 from shell.engine.checkpoints import Checkpoint, CheckpointStore, NoSuchCheckpoint, parse_path
 from shell.engine.compute import BaseModel as BaseModel
-from shell.engine.compute import Busy as Busy
 from shell.engine.compute import Compute
 from shell.engine.compute import EngineLimits as EngineLimits
 from shell.engine.futures import Completion, CompletionQueue, Done, Failed, FutureTable, Outcome
@@ -83,6 +84,9 @@ class Service:
         self.sessions = Sessions()
         self.futures = FutureTable()
         self._compute = compute
+        self._backlog = Backlog(
+            max_samples=limits.max_queued_samples, max_bytes=limits.max_queued_bytes
+        )
         self._models = Models(compute.base.weights, store, compute.memory, between=compute.between)
         self._loop = asyncio.get_running_loop()
         # Requests for samples that can still be given up.
@@ -114,8 +118,8 @@ class Service:
     def finish_session(self, session_id: str, reason: str) -> None:
         """Frees what a session holds, after the operations it has already submitted."""
         for model in self.sessions.end(session_id, reason):
-            for seq_id in model.held:
-                self._fail(model, seq_id, f"the session of this model {reason}")
+            for seq_id in list(model.held):
+                self._refuse(model, seq_id, f"the session of this model {reason}")
             self._compute.operate(partial(self._models.drop, model.model_id), lambda _: None)
 
     # --- training ---------------------------------------------------------------------------
@@ -166,7 +170,9 @@ class Service:
             return wire.json_done(model_id=model_id, path=request.path, type="load_weights")
 
         self.futures.open(request_id)
-        self._perform(request_id, lambda: create(model_id), reply)
+        self._compute.operate(
+            lambda: create(model_id), lambda future: self._settle(request_id, future, reply)
+        )
         return request_id, model_id
 
     def _require_served(self, name: str) -> None:
@@ -185,18 +191,19 @@ class Service:
             Busy: too much is waiting.
         """
         model = self.sessions.model(submission.model_id)
-        following = model.sequence.next_seq_id
-        if submission.seq_id - following > _FARTHEST_AHEAD:
+        seq_id, following = submission.seq_id, model.sequence.next_seq_id
+        if seq_id - following > _FARTHEST_AHEAD:
             raise DataError(
-                f"operation {submission.seq_id} is too far ahead: operation {following} of model "
+                f"operation {seq_id} is too far ahead: operation {following} of model "
                 f"{model.model_id} is the next, and at most {_FARTHEST_AHEAD} may lie between"
             )
-        # What others wait for may always come: they are what fills the queue.
-        if submission.seq_id >= following and not (submission.seq_id == following and model.held):
-            self._compute.room_for_operation(submission.size_bytes)
-        model.held.setdefault(submission.seq_id, submission)
-        self._advance(model, Arrived(seq_id=submission.seq_id, at_seconds=time.monotonic()))
-        return _request_id(model, submission.seq_id)
+        is_late = seq_id in model.sequence.lost
+        if is_late or (seq_id >= following and seq_id not in model.held):
+            is_awaited = seq_id == following and bool(model.held)
+            self._backlog.add_operation(submission.size_bytes, awaited=is_awaited)
+            model.held[seq_id] = submission
+        self._advance(model, Arrived(seq_id=seq_id, at_seconds=time.monotonic()))
+        return _request_id(model, seq_id)
 
     def _advance(self, model: ModelEntry, event: Arrived | TimePassed) -> None:
         model.sequence, commands = step(
@@ -209,19 +216,17 @@ class Service:
         match command:
             case Hold(seq_id=seq_id):
                 self.futures.open(_request_id(model, seq_id))
-            case Repeat(seq_id=seq_id):
-                # What was held under this number is the first arrival, if it is still held.
-                if seq_id not in model.sequence.held:
-                    del model.held[seq_id]
+            case Repeat():
+                pass
             case Refuse(seq_ids=seq_ids, reason=reason):
                 for seq_id in seq_ids:
-                    self._fail(model, seq_id, reason)
-                    del model.held[seq_id]
+                    self._refuse(model, seq_id, reason)
             case Run(seq_ids=seq_ids):
                 for seq_id in seq_ids:
                     self._run(model, model.held.pop(seq_id))
 
-    def _fail(self, model: ModelEntry, seq_id: int, reason: str) -> None:
+    def _refuse(self, model: ModelEntry, seq_id: int, reason: str) -> None:
+        self._backlog.remove_operation(model.held.pop(seq_id).size_bytes)
         request_id = _request_id(model, seq_id)
         if not self.futures.known(request_id):
             self.futures.open(request_id)
@@ -232,12 +237,14 @@ class Service:
         request_id = _request_id(model, seq_id)
         if not self.futures.known(request_id):
             self.futures.open(request_id)
-        self._perform(
-            request_id,
-            lambda: self._models.perform(model.model_id, operation),
-            lambda result: self._reply(model, seq_id, operation, result),
-            size_bytes=submission.size_bytes,
-        )
+
+        def settle(future: "Future[Result]") -> None:
+            self._backlog.remove_operation(submission.size_bytes)
+            self._settle(
+                request_id, future, lambda result: self._reply(model, seq_id, operation, result)
+            )
+
+        self._compute.operate(lambda: self._models.perform(model.model_id, operation), settle)
 
     def _reply(self, model: ModelEntry, seq_id: int, operation: Operation, result: Result) -> Done:
         match result:
@@ -349,12 +356,13 @@ class Service:
         sequence_ids = tuple(f"{request_id}:{index}" for index in range(wanted))
         if self.futures.known(request_id):
             return request_id, sequence_ids
-        self._compute.room_for_samples(wanted)
-        self.futures.open(request_id)
         if isinstance(request.request, Unusable):
+            self.futures.open(request_id)
             self.futures.settle(request_id, Failed(message=request.request.reason, category="user"))
             self._tell(sampler, request.seq_id)
             return request_id, sequence_ids
+        self._backlog.add_samples(wanted)
+        self.futures.open(request_id)
         seed = request.request.seed
         work = SampleWork(
             weights=sampler.weights,
@@ -370,7 +378,7 @@ class Service:
         self, sampler: Sampler, seq_id: int, future: "Future[SampledPrompt]"
     ) -> None:
         request_id = f"{sampler.sampler_id}:{seq_id}"
-        del self._sampling[request_id]
+        self._backlog.remove_samples(self._sampling.pop(request_id).request.num_samples)
         self._settle(
             request_id, future, lambda result: wire.sample_done(result.samples, result.prompt)
         )
@@ -437,18 +445,6 @@ class Service:
     def _require_known(self, request_id: str) -> None:
         if not self.futures.known(request_id):
             raise Unknown(f"there is no request {request_id}; the engine may have been restarted")
-
-    def _perform(
-        self,
-        request_id: str,
-        job: Callable[[], Answer],
-        reply: Callable[[Answer], Done],
-        *,
-        size_bytes: int = 0,
-    ) -> None:
-        self._compute.operate(
-            job, lambda future: self._settle(request_id, future, reply), size_bytes=size_bytes
-        )
 
     def _settle(self, request_id: str, future: "Future[Any]", reply: Callable[[Any], Done]) -> None:
         self.futures.settle(request_id, _outcome(request_id, future, reply))
