@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("inspect_ai")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
+from inspect_ai import Task  # noqa: E402
+from inspect_ai.dataset import Sample as InspectSample  # noqa: E402
 from inspect_ai.model import (  # noqa: E402
     ChatMessageAssistant,
     ChatMessageSystem,
@@ -18,7 +20,9 @@ from inspect_ai.model import (  # noqa: E402
     ContentText,
     GenerateConfig,
 )
-from inspect_ai.tool import ToolCall, ToolInfo  # noqa: E402
+from inspect_ai.scorer import includes  # noqa: E402
+from inspect_ai.solver import generate, use_tools  # noqa: E402
+from inspect_ai.tool import ToolCall, ToolInfo, tool  # noqa: E402
 
 from cookbook_fx.chat import Message, ThinkingPart  # noqa: E402
 from cookbook_fx.errors import ConfigurationError  # noqa: E402
@@ -178,12 +182,12 @@ def test_seeds_differ_between_prompts_and_times_and_not_between_runs(tokenizer):
 
 
 def test_what_cannot_be_honored_is_refused(tokenizer):
-    tool = ToolInfo(name="look", description="Looks.")
+    look = ToolInfo(name="look", description="Looks.")
     with pytest.raises(ConfigurationError, match="frequency_penalty"):
         generated(tokenizer, "on", frequency_penalty=1.0)
     with pytest.raises(ConfigurationError, match="tool_choice"):
-        generated(tokenizer, "on", tools=[tool], choice="any")
-    generated(tokenizer, "on", tools=[tool], choice="none")
+        generated(tokenizer, "on", tools=[look], choice="any")
+    generated(tokenizer, "on", tools=[look], choice="none")
 
 
 def test_messages_keep_their_reasoning_calls_and_results():
@@ -203,3 +207,60 @@ def test_messages_keep_their_reasoning_calls_and_results():
     assert assistant.parts[0] == ThinkingPart(thinking="Look.")
     assert assistant.tool_calls[0].parsed_arguments == {"zone": "UTC"}
     assert (result.role, result.name, result.tool_call_id) == ("tool", "now", "1")
+
+
+@dataclass
+class InTurn:
+    """Says one text after another; notes what it was shown."""
+
+    texts: list[list[int]]
+    prompts: list = field(default_factory=list)
+
+    async def sample(self, request):
+        self.prompts.append(request.prompt)
+        tokens = np.array(self.texts.pop(0), np.int32)
+        logprobs = np.zeros(len(tokens), np.float32)
+        return (Sample(tokens=tokens, logprobs=logprobs, stop_reason="stop"),)
+
+
+def test_a_tool_that_is_called_in_a_task_answers_the_model(tiny_model_directory):
+    tokenizer = load_tokenizer(tiny_model_directory)
+    tags = [f"<{end}{name}>" for name in ("think", "tool_call") for end in ("", "/")]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    places = []
+
+    @tool
+    def look():
+        async def execute(place: str) -> str:
+            """Looks somewhere.
+
+            Args:
+                place: where.
+            """
+            places.append(place)
+            return "a cat"
+
+        return execute
+
+    call = '{"name": "look", "arguments": {"place": "the mat"}}'
+    said = [
+        f"<think>\nWhere?\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>",
+        "the cat is on the mat<|im_end|>",
+    ]
+    sampler = InTurn([tokenizer.encode(text, add_special_tokens=False) for text in said])
+    task = Task(
+        dataset=[InspectSample(input="where is the cat", target="mat")],
+        solver=[use_tools(look()), generate()],
+        scorer=includes(),
+        name="seek",
+    )
+    evaluator = InspectEvaluator(
+        tasks=[task], renderer=get_renderer("qwen3", tokenizer), tokenizer=tokenizer
+    )
+    (report,) = asyncio.run(evaluator(sampler, seed=0))
+    assert (report.name, report.scores["accuracy"], places) == ("seek", 1.0, ["the mat"])
+    first, second = map(tokenizer.decode, sampler.prompts)
+    assert "Looks somewhere." in first
+    # The model sees its own call, with the thought before it, and what came of it.
+    assert "Where?" in second
+    assert "a cat" in second.rpartition("look")[2]
