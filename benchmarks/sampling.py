@@ -7,6 +7,9 @@ taking turns: prompts of 64 tokens, all different, and 128 new tokens each, read
 included. Then one prompt of 256 tokens with 16 samples of 64 new tokens. The ceiling is the time
 that multiplying the weights, or reading them from memory, would take on its own. Our side also
 returns every token's log-probability. Needs the extra `peers`.
+
+Last, what asking for 16 samples at once saves us: against sixteen requests of one sample that come
+one after another, and against sixteen that come together with prompts that have nothing in common.
 """
 
 import argparse
@@ -65,6 +68,28 @@ def main() -> None:
         _print_row(work, mine, peer, first, _ceiling_seconds(directory, work, ceiling))
         compiling = first_call.processor - statistics.median(each.processor for each in mine)
         print(f"{'':>18} | first call: {compiling:.1f} s of processor time more, compiling")
+    _print_group(ours, arguments.repeats)
+
+
+def _print_group(ours: Callable[[Work], float], repeats: int) -> None:
+    rng = np.random.default_rng(1)
+    prompts = rng.integers(100, 10_000, (16, 256)).astype(np.int32)
+    group = Work("group", prompts[:1], 16, 64)
+    alone, apart = Work("alone", prompts[:1], 1, 64), Work("apart", prompts, 1, 64)
+    runs: list[Callable[[], object]] = [
+        lambda: ours(group),
+        lambda: [ours(alone) for _ in range(group.samples)],
+        lambda: ours(apart),
+    ]
+    for run in runs:
+        run()
+    grouped, *others = timing.in_turns(runs, repeats=repeats)
+    for name, timings in zip(("one after another", "of other prompts"), others, strict=True):
+        ratio = timing.ratio(timings, grouped)
+        print(
+            f"{group.samples} samples of a prompt of 256 against as many requests {name}: "
+            f"median {ratio.median:.2f}, best {ratio.best:.2f}, processor {ratio.processor:.2f}"
+        )
 
 
 def _print_row(

@@ -9,3 +9,4 @@ from cookbook_fx.runs.provenance import CodeState as CodeState
 from cookbook_fx.runs.provenance import RunStart as RunStart
 from cookbook_fx.runs.provenance import start_from_json as start_from_json
 from cookbook_fx.runs.provenance import start_to_json as start_to_json
+from cookbook_fx.runs.seeds import derived_seed as derived_seed

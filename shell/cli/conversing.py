@@ -9,6 +9,7 @@ from cookbook_fx.chat import Conversation, Message
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.renderers import ParsedResponse, Renderer
 from cookbook_fx.renderers.streaming import Delta
+from cookbook_fx.runs import derived_seed
 from shell.clients import Sampler, SampleRequest
 
 # The protocol has no streams: an answer is asked for piece by piece, each after all that came
@@ -131,4 +132,4 @@ def harmless(text: str) -> str:
 
 def _piece_seed(seed: int, place: int) -> int:
     """Another one for each place, so that pieces do not repeat one another's luck."""
-    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+    return derived_seed(seed, place)

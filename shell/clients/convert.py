@@ -8,6 +8,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import tinker
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from pydantic_core import SchemaSerializer, core_schema
 
 from cookbook_fx.data import Datum
@@ -196,14 +197,16 @@ def from_sdk_optim(response: tinker.OptimStepResponse) -> OptimResult:
 
 def from_sdk_samples(response: tinker.SampleResponse) -> tuple[Sample, ...]:
     """The completions in the order of the answer."""
-    return tuple(
-        Sample(
-            # What comes as JSON, as from SkyRL, is kept in lists.
-            tokens=_array(_or(sequence.tokens_np, sequence.tokens), np.int32),
-            logprobs=_array(_or(sequence.logprobs_np, sequence.logprobs), np.float32),
-            stop_reason=str(sequence.stop_reason),
-        )
-        for sequence in response.sequences
+    return tuple(map(_sample, response.sequences))
+
+
+def _sample(sequence: tinker.SampledSequence) -> Sample:
+    # What comes as JSON, as from SkyRL, is kept in lists; of arrays the SDK makes lists when asked.
+    tokens, logprobs = sequence.tokens_np, sequence.logprobs_np
+    return Sample(
+        tokens=_array(sequence.tokens if tokens is None else tokens, np.int32),
+        logprobs=_array(sequence.logprobs if logprobs is None else logprobs, np.float32),
+        stop_reason=str(sequence.stop_reason),
     )
 
 
@@ -232,10 +235,6 @@ def from_sdk_top_tokens(response: tinker.SampleResponse) -> TopTokens:
     return TopTokens(ids, logprobs)
 
 
-def _or(array: np.ndarray | None, values: Sequence[float] | None) -> np.ndarray | None:
-    return np.asarray(values) if array is None and values else array
-
-
-def _array(values: np.ndarray | None, dtype: type[np.generic]) -> np.ndarray:
+def _array(values: ArrayLike | None, dtype: type[np.generic]) -> np.ndarray:
     # The SDK decodes an empty array as None.
     return np.zeros(0, dtype) if values is None else np.asarray(values, dtype)

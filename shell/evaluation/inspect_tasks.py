@@ -56,6 +56,7 @@ from cookbook_fx.chat import (
 from cookbook_fx.errors import ConfigurationError, CookbookError, DataError
 from cookbook_fx.renderers import Renderer
 from cookbook_fx.reports import ScoreReport
+from cookbook_fx.runs import derived_seed
 from cookbook_fx.tokens import Tokenizer, text_codec
 from shell.clients import Sample, Sampler, SampleRequest
 
@@ -178,8 +179,7 @@ class InspectModel(ModelAPI):
         """Another one for each prompt and each time it is asked, whatever comes in between."""
         key = prompt.tobytes()
         self._asked[key] += 1
-        entropy = [self._seed, self._asked[key], *prompt.tolist()]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return derived_seed(self._seed, self._asked[key], *prompt.tolist())
 
     def _choice(
         self, sample: Sample, config: GenerateConfig, *, cut_off: StopReason

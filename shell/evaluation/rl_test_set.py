@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
-
 from cookbook_fx.errors import ConfigurationError
 from cookbook_fx.reports import RolloutEvaluationReport
 from cookbook_fx.reports.rollout_tree import group_scope
 from cookbook_fx.rl import TrajectoryGroup, compute_trajectory_metrics, count_rollout_errors
 from cookbook_fx.rl.metrics import ALL
+from cookbook_fx.runs import derived_seed
 from cookbook_fx.tokens import Tokenizer
 from shell.clients import Sampler
 from shell.rollouts import (
@@ -144,8 +143,7 @@ def group_seeds(seed: int, count: int) -> list[int]:
         >>> group_seeds(0, 3) == group_seeds(0, 4)[:3], group_seeds(0, 3) == group_seeds(1, 3)
         (True, False)
     """
-    seeds: list[int] = np.random.SeedSequence(seed).generate_state(count).tolist()
-    return seeds
+    return [derived_seed(seed, group) for group in range(count)]
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from cookbook_fx.errors import DataError
 from cookbook_fx.rl import StopReason, Trajectory, Transition
 from cookbook_fx.rl.trajectory import Logs, Metrics, Reward
+from cookbook_fx.runs import derived_seed
 from cookbook_fx.tokens import TokensWithLogprobs
 from shell.rollouts.attempts import Result, times_cancelled, within
 from shell.rollouts.checks import (
@@ -73,8 +74,7 @@ class Seeds(NamedTuple):
         """
         if self.group is None:
             return None
-        words = np.random.SeedSequence([self.group, self.member, turn, self.attempt])
-        return int(words.generate_state(1)[0])
+        return derived_seed(self.group, self.member, turn, self.attempt)
 
 
 async def do_single_rollout(

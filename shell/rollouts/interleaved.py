@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.runs import derived_seed
 from shell.rollouts.env import EnvGroupBuilder, RLDataset, RLDatasetBuilder
 
 
@@ -92,7 +93,7 @@ class InterleavedRLDataset(RLDataset):
     def _group(self, number: int, turn: int) -> EnvGroupBuilder:
         source = self._sources[number]
         epoch, position = divmod(turn, source.num_groups)
-        return source.group(_seed_of((*self._epoch, number, epoch)), position)
+        return source.group(derived_seed(*self._epoch, number, epoch), position)
 
     def _batches_before_repeating(self) -> int:
         batches = (
@@ -155,10 +156,6 @@ class _Source:
 def _check_index(index: int, num_batches: int) -> None:
     if not 0 <= index < num_batches:
         raise ConfigurationError(f"batches go from 0 to {num_batches - 1}, got {index}")
-
-
-def _seed_of(numbers: Sequence[int]) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _check_weights(weights: Sequence[float], num_sources: int) -> None:

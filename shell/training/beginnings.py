@@ -8,7 +8,7 @@ from jaxtyping import Float
 from cookbook_fx.errors import ServiceError
 from cookbook_fx.lm import AdamParams
 from cookbook_fx.numerics import learning_rate_multiplier
-from cookbook_fx.runs import RunPlan
+from cookbook_fx.runs import RunPlan, derived_seed
 from shell.clients import CheckpointNotFound, NewLoRA, Service, Trainer
 from shell.stores import RunCheckpoint, RunFolder
 from shell.training.background import carried_out
@@ -91,7 +91,7 @@ def checkpoint_name(next_step: int) -> str:
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of one epoch's order; unrelated for different runs and different epochs."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    return derived_seed(seed, epoch)
 
 
 def learning_rates(schedule: Schedule, plan: RunPlan) -> Float[np.ndarray, " step"]:

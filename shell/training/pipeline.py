@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from cookbook_fx.distillation import GroupReference
 from cookbook_fx.errors import DataError
 from cookbook_fx.reports.logtree import Scope
 from cookbook_fx.rl.records import RecordedGroup, group_records
-from cookbook_fx.runs import RunPlan, Step
+from cookbook_fx.runs import RunPlan, Step, derived_seed
 from shell.clients import Sampler
 from shell.rollouts import (
     EnvGroupBuilder,
@@ -257,7 +255,7 @@ class Pipeline:
 
 def group_seed(seed: int, step: int, group: int) -> int:
     """What a group samples with; unrelated for different runs, steps and groups."""
-    return int(np.random.SeedSequence([seed, step, group]).generate_state(1)[0])
+    return derived_seed(seed, step, group)
 
 
 def reusable(

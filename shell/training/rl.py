@@ -351,7 +351,8 @@ class _Run:
             found = await asyncio.to_thread(
                 account, submitted, answers, objective=self.config.objective
             )
-        failed_steps = _failed_steps(submitted, told.failed_steps)
+        most = min(_FAILED_STEPS, self.plan.total_steps)
+        failed_steps = _failed_steps(submitted, told.failed_steps, most=most)
         now = time.perf_counter()
         report = ReinforcementStepReport(
             step=step,
@@ -441,7 +442,7 @@ class _Run:
         return checkpoint
 
 
-def _failed_steps(submitted: SubmittedStep, before: int) -> int:
+def _failed_steps(submitted: SubmittedStep, before: int, *, most: int) -> int:
     """How many steps in a row had no episode left.
 
     Raises:
@@ -451,11 +452,11 @@ def _failed_steps(submitted: SubmittedStep, before: int) -> int:
     errors = [error for group in groups for error in group.rollout_errors]
     if any(group.trajectories_G for group in groups) or not errors:
         return 0
-    if before + 1 < _FAILED_STEPS:
+    if before + 1 < most:
         return before + 1
     kinds = count_rollout_errors(groups).by_type
     raise DataError(
-        f"every episode of the last {_FAILED_STEPS} steps failed, in the last one with "
+        f"every episode of the last {most} steps failed, in the last one with "
         f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}; the first said: "
         f"{errors[0].error_message}; mend the environment, then run the same command again"
     )

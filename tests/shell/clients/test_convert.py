@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import gc
+import inspect
 import pickle
 
 import numpy as np
@@ -206,13 +207,18 @@ def test_an_optimizer_step_without_measurements_is_fine():
     assert convert.from_sdk_optim(tinker.OptimStepResponse(metrics=None)).metrics == {}
 
 
+def sampled(**fields) -> tinker.SampledSequence:
+    """Of this SDK: earlier ones give sequences no name."""
+    is_named = "sequence_id" in inspect.signature(tinker.SampledSequence).parameters
+    return tinker.SampledSequence(**fields, **({"sequence_id": "a"} if is_named else {}))
+
+
 @pytest.mark.parametrize("reason", ["stop", "length"])
 def test_samples_come_back_as_arrays(reason):
-    sequence = tinker.SampledSequence(
+    sequence = sampled(
         tokens_np=np.array([4, 5], np.int32),
         logprobs_np=np.array([-0.5, -0.25], np.float32),
         stop_reason=reason,
-        sequence_id="a",
     )
     (sample,) = convert.from_sdk_samples(tinker.SampleResponse(sequences=[sequence]))
     assert (sample.tokens.dtype, sample.tokens.tolist()) == (np.int32, [4, 5])
@@ -221,6 +227,6 @@ def test_samples_come_back_as_arrays(reason):
 
 
 def test_an_empty_completion_is_an_empty_array():
-    sequence = tinker.SampledSequence(stop_reason="length", sequence_id="a")
+    sequence = sampled(stop_reason="length")
     (sample,) = convert.from_sdk_samples(tinker.SampleResponse(sequences=[sequence]))
     assert (sample.tokens.shape, sample.logprobs.shape) == ((0,), (0,))
