@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cookbook_fx.errors import DataError
 from cookbook_fx.rl import TrajectoryGroup, compute_trajectory_metrics, trajectory_batch
+from cookbook_fx.runs import derived_seed
 from shell.rollouts import (
     ContextOverflow,
     InitialObservationOverflow,
@@ -147,7 +148,7 @@ def test_the_same_seed_asks_the_same_again(seed):
 def test_seeds_of_turns_come_from_seed_member_and_turn():
     policy = AlonePolicy()
     rollout(ScriptedEnv(turns=2), policy, seed=5)
-    expected = [np.random.SeedSequence([5, 0, turn]).generate_state(1)[0] for turn in (0, 1)]
+    expected = [derived_seed(5, 0, turn) for turn in (0, 1)]
     assert [request.seed for request in policy.requests] == expected
 
 

@@ -1,11 +1,11 @@
 import asyncio
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cookbook_fx.errors import ConfigurationError, DataError
+from cookbook_fx.runs import derived_seed
 from shell.rollouts import (
     ContextOverflow,
     FailFast,
@@ -75,7 +75,7 @@ def test_equal_beginnings_are_asked_for_once():
     assert first == ((5, 6), (2,), 3, 9, 4)
     assert len(later) == 4
     assert all(request.num_samples is None for request in later)
-    derived = [np.random.SeedSequence([9, i, 1]).generate_state(1)[0] for i in range(4)]
+    derived = [derived_seed(9, i, 1) for i in range(4)]
     assert sorted(request.seed for request in later) == sorted(derived)
 
 

