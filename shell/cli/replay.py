@@ -43,7 +43,7 @@ class Replay:
     $ cookbook-fx replay runs/rl --step 12 --show 4
 
     Args:
-        run_dir: the folder of a reinforcement-learning run.
+        run_dir: the folder of a reinforcement-learning run, a path or a URL.
         step: the training step, from 0.
         advantages: instead of the run's: how a trajectory is judged against its group:
             group_centered, group_normalized, leave_one_out or max_rl; none leaves a KL penalty.
@@ -58,7 +58,7 @@ class Replay:
             neither.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     step: int
     advantages: str | None = None
     loss: str | None = None
@@ -73,9 +73,15 @@ class Replay:
         """Prints what is found; 0 if the step is what was sent, 1 if it is not."""
         from rich.console import Console
 
+        from shell.stores.mirror import fetched
+
         console = Console(highlight=False, markup=False, soft_wrap=True)
-        groups = _groups(self.run_dir, self.step)
-        batches = _batches(self.run_dir, self.step, groups)
+        with fetched(self.run_dir) as folder:
+            return self._print(folder, console)
+
+    def _print(self, folder: Path, console: "Console") -> int:
+        groups = _groups(folder, self.step)
+        batches = _batches(folder, self.step, groups)
         console.print(_summary(self.step, groups))
         if not batches:
             console.print("Nothing was learnt in this step: no batch was sent.")
@@ -84,9 +90,7 @@ class Replay:
         if batches:
             _print_figures(console, batches, self._other(batches[0].objective), rows=self.groups)
         if self.show > 0:
-            _print_episodes(
-                console, groups, batches, limit=self.show, tokenizer=_tokenizer(self.run_dir)
-            )
+            _print_episodes(console, groups, batches, limit=self.show, tokenizer=_tokenizer(folder))
         is_same = all(batch.difference is None for batch in batches)
         return 0 if is_same else _NOT_WHAT_WAS_SENT
 

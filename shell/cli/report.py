@@ -1,5 +1,6 @@
 """`cookbook-fx report`: a run, or several side by side, as one page for a browser."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,14 +23,15 @@ class Report:
     For example
     $ cookbook-fx report runs/rl
     $ cookbook-fx report runs/rl runs/rl-2 --output compared.html
+    $ cookbook-fx report s3://bucket/rl --output rl.html
 
     Args:
-        run_dirs: the folders of the runs.
-        output: the page; None is report.html, in the run's folder where it is one run, in this
-            directory where there are more.
+        run_dirs: the folders of the runs, paths or URLs.
+        output: the page; None is report.html, in the run's folder where it is one path, in this
+            directory otherwise.
     """
 
-    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
+    run_dirs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     output: Path | None = None
 
     def run(self) -> int:
@@ -38,12 +40,15 @@ class Report:
 
         from shell.cli.reporting import REPORT, write_report
         from shell.hub.models import say_on_standard_error
+        from shell.stores.mirror import fetched, is_url
 
         if not self.run_dirs:
             raise ConfigurationError("a report is of one run or more: give a run's folder")
-        folder = self.run_dirs[0] if len(self.run_dirs) == 1 else Path()
-        path = self.output or folder / REPORT
-        write_report(self.run_dirs, path, say=say_on_standard_error)
+        is_one_path = len(self.run_dirs) == 1 and not is_url(self.run_dirs[0])
+        path = self.output or (Path(self.run_dirs[0]) if is_one_path else Path()) / REPORT
+        with ExitStack() as copies:
+            folders = [copies.enter_context(fetched(each)) for each in self.run_dirs]
+            write_report(folders, path, say=say_on_standard_error)
         Console(highlight=False, markup=False, soft_wrap=True).print(f"Report: {path}")
         return 0
 

@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +93,43 @@ def mirrored(location: str, *, copies: Path, say: Say) -> Iterator[Path]:
         mirror.close()
     finally:
         lock.release()
+
+
+@contextmanager
+def fetched(location: str) -> Iterator[Path]:
+    """A run's folder to read.
+
+    A path is itself. Of a URL there is a copy while the context lasts; the run may be under way.
+
+    Args:
+        location: a path, or a URL that fsspec knows.
+
+    Raises:
+        ConfigurationError: there is no such kind of URL, its package is missing, or nothing is
+            there.
+        StorageError: what is there cannot be fetched.
+    """
+    if not is_url(location):
+        yield Path(location)
+        return
+    fs, root = _opened(location)
+    with tempfile.TemporaryDirectory(prefix="cookbook-fx-") as parent:
+        # By the name that reports and curves give it.
+        folder = Path(parent, location.rstrip("/").rsplit("/", 1)[-1])
+        folder.mkdir()
+        try:
+            names = _names_at(fs, root)
+            _fetch_all(fs, root, names, folder)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            # Intentional: every store's package has errors of its own.
+            raise StorageError(
+                f"the run at {location} could not be fetched: {type(error).__name__}: {error}"
+            ) from error
+        if not names:
+            raise ConfigurationError(f"there is no run at {location}")
+        yield folder
 
 
 def _opened(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -192,19 +230,14 @@ class _Mirror:
     def _fetch(self) -> None:
         """Puts what is there in the place of the copy, unless all of it came from the copy."""
         claimed = self._claimed_by()
-        names = self._names_there()
+        names = _names_at(self._fs, self._root)
         if self.folder.exists() and claimed in (None, self._name):
             self._there = dict.fromkeys(names)
             return
         fresh = self.folder.with_name("fetched")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        for name in names:
-            if ".." in Path(name).parts:
-                raise ConfigurationError(f"{self._location} holds {name!r}, which no run leaves")
-            target = fresh / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(self._path(name), str(target))
+        _fetch_all(self._fs, self._root, names, fresh)
         if self.folder.exists():
             # Work of this machine that another one went on without.
             aside = self.folder.with_name(f"replaced-{uuid.uuid4().hex[:8]}")
@@ -270,11 +303,6 @@ class _Mirror:
         with self._fs.transaction, self._fs.open(path, "wb") as there:
             yield there
 
-    def _names_there(self) -> list[str]:
-        prefix = f"{self._root.rstrip('/')}/"
-        found = (path.removeprefix(prefix) for path in self._fs.find(self._root))
-        return [name for name in found if name != _CLAIM]
-
     def _claimed_by(self) -> str | None:
         """The copy that the place was last written from; None where that is not known."""
         # A listing that was kept would not show what others have done.
@@ -287,6 +315,23 @@ class _Mirror:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
+
+
+def _names_at(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    prefix = f"{root.rstrip('/')}/"
+    found = (path.removeprefix(prefix) for path in fs.find(root))
+    return [name for name in found if name != _CLAIM]
+
+
+def _fetch_all(
+    fs: fsspec.AbstractFileSystem, root: str, names: Iterable[str], folder: Path
+) -> None:
+    for name in names:
+        if ".." in Path(name).parts:
+            raise ConfigurationError(f"{root} holds {name!r}, which no run leaves")
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(f"{root.rstrip('/')}/{name}", str(target))
 
 
 def _versions(folder: Path, *, root: Path | None = None) -> Mapping[str, _Version]:

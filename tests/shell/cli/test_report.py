@@ -128,6 +128,14 @@ def test_runs_are_compared_on_one_page(command, run, tmp_path):
     assert "a &lt;run&gt;, other</h1>" in path.read_text()
 
 
+def test_a_run_at_a_url_is_reported_here(command, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = f"file://{run}"
+    assert command("report", url, "--output", "there.html") == (0, "Report: there.html\n", "")
+    assert (tmp_path / "there.html").read_text().count("<html") == 1
+    assert not (run / "report.html").exists()
+
+
 def test_a_run_that_has_measured_nothing_has_a_report(command, run):
     for name in ("metrics.jsonl", "rollouts.jsonl", "batches.jsonl"):
         (run / name).unlink()

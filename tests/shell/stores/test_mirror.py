@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cookbook_fx.errors import ConfigurationError, StorageError
 from shell.stores import RunCheckpoint, RunCheckpoints, open_run_folder
 from shell.stores import mirror as mirror_module
-from shell.stores.mirror import is_url, mirrored
+from shell.stores.mirror import fetched, is_url, mirrored
 
 
 class Flaky(MemoryFileSystem):
@@ -236,3 +236,33 @@ def test_a_path_is_itself():
         assert path == Path("runs/mine")
     assert not is_url("runs/mine")
     assert is_url("s3://bucket/run")
+
+
+def test_a_run_elsewhere_is_read_from_a_copy_that_goes_away(url, tmp_path):
+    work(url, tmp_path / "here", first_step=0, end=3)
+    with fetched(url) as folder:
+        assert folder.name == "mine"
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+        (folder / "report.html").write_text("not for there")
+    assert not folder.exists()
+    assert "report.html" not in names(url)
+
+
+def test_where_there_is_no_run_it_is_said(tmp_path):
+    location = f"file://{tmp_path}/nothing"
+    with pytest.raises(ConfigurationError, match="there is no run at file:"), fetched(location):
+        pass
+    with fetched("runs/mine") as folder:
+        assert folder == Path("runs/mine")
+
+
+def test_a_run_that_cannot_be_fetched_is_told_as_such(url, tmp_path, monkeypatch):
+    work(url, tmp_path / "here", first_step=0, end=1)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("a bad moment")
+
+    monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "find", refuse)
+    told = "could not be fetched: RuntimeError: a bad moment"
+    with pytest.raises(StorageError, match=told), fetched(url):
+        pass
