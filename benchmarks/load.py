@@ -5,6 +5,9 @@
 Starts `cookbook-fx serve` on a random model of 2 layers (or `--model`), samples from it and trains
 on it through the SDK from this process, and prints counts, latencies and the engine's memory,
 which is read from /proc: on Linux only.
+
+Another engine, such as SkyRL's, is put under the same load by `--base-url` and `--pid`, the process
+whose memory is read, with its `--model` and a key in TINKER_API_KEY.
 """
 
 import argparse
@@ -60,10 +63,18 @@ def main() -> None:
     parser.add_argument("--trainers", type=int, default=4)
     parser.add_argument("--model", help="what is served; a random tiny model if left out")
     parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--base-url", help="of an engine that runs already")
+    parser.add_argument("--pid", type=int, help="its process")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = given.model or str(tiny_model(Path(folder)))
-        with served(model, Path(folder)) as (url, key, pid):
+        if given.base_url is not None:
+            there = contextlib.nullcontext(
+                (given.base_url, os.environ["TINKER_API_KEY"], given.pid or os.getpid())
+            )
+        else:
+            there = served(model, Path(folder))
+        with there as (url, key, pid):
             tally = asyncio.run(load(given, model, url, key, pid))
     report(tally)
     sys.exit(1 if tally.wrong or tally.asked != tally.answered else 0)
