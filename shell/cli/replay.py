@@ -108,28 +108,15 @@ class Replay:
             if getattr(self, name) is not None
         }
         if self.loss_config:
-            given["loss_config"] = _settings(self.loss_config)
+            from shell.recipes.rl.recipes import loss_settings
+
+            given["loss_config"] = loss_settings(self.loss_config)
         if not given:
             return None
         if self.loss is not None and self.loss != sent.loss:
             # The settings of one loss are no settings of another.
             given = {"loss_config": {}, "truncate_ratios": None} | given
         return replace(sent, **given)
-
-
-def _settings(texts: Sequence[str]) -> dict[str, float]:
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        try:
-            settings[name] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise ConfigurationError(
-                f"--loss-config takes name=value, such as clip_low_threshold=0.8; got {text!r}"
-            )
-    return settings
 
 
 def _groups(run_dir: Path, step: int) -> "tuple[RecordedGroup, ...]":
