@@ -8,6 +8,8 @@ from tinker.types import RequestErrorCategory
 
 from cookbook_fx.errors import ServiceError
 
+_SKYRL = "with SkyRL's server, use tinker 0.24.1"
+
 
 class CheckpointNotFound(ServiceError):
     """The engine does not have, or will not load, the checkpoint asked for."""
@@ -38,8 +40,8 @@ def translated(doing: str) -> Iterator[None]:
         # Refusals of what the engine does not know, rather than of what it was asked.
         advice = (
             f"; if the engine is of another kind or age than this SDK ({tinker.__version__}), it "
-            "may not offer this"
-            if error.status_code in (404, 405, 422, 501)
+            f"may not offer this; {_SKYRL}"
+            if error.status_code in (404, 405, 422, 500, 501)
             else ""
         )
         raise ServiceError(
@@ -56,14 +58,17 @@ def translated(doing: str) -> Iterator[None]:
         # So the SDK calls an answer that lacks what its own engine always sends.
         raise ServiceError(
             f"{doing} failed: the engine's answer lacks what this SDK ({tinker.__version__}) needs "
-            f"({error}); the engine speaks an earlier protocol: with SkyRL's, use tinker 0.24 or "
-            "0.25"
+            f"({error}); the engine speaks an earlier protocol; {_SKYRL}"
         ) from error
     except ValueError as error:
-        # So the SDK calls a result that the engine does not have, as after a restart.
-        raise ServiceError(
-            f"{doing} failed: {error}; see the engine's log, then run the same command again"
-        ) from error
+        # So the SDK calls a result that the engine does not have, as after a restart, and one of
+        # an earlier form.
+        advice = (
+            _SKYRL
+            if "only supports as proto" in str(error)
+            else "see the engine's log, then run the same command again"
+        )
+        raise ServiceError(f"{doing} failed: {error}; {advice}") from error
 
 
 def failure(error: tinker.RequestFailedError) -> str:

@@ -25,8 +25,8 @@ pytestmark = [
     pytest.mark.skipif("SKYRL_PYTHON" not in os.environ, reason="SKYRL_PYTHON names no SkyRL"),
 ]
 
-# The SDKs whose samples its server of today answers.
-SAMPLES = tuple(map(int, tinker.__version__.split(".")[:2])) <= (0, 25)
+# The SDKs that speak JSON, as its server of today does.
+IS_UNDERSTOOD = tuple(map(int, tinker.__version__.split(".")[:2])) <= (0, 25)
 READY_SECONDS = 300
 _BACKEND = {
     "max_lora_adapters": 6, "max_lora_rank": 8, "train_micro_batch_size": 4,
@@ -80,6 +80,10 @@ def command(skyrl: str, model: Path, run: Path, *arguments: str) -> subprocess.C
     )  # fmt: skip
 
 
+needs_earlier_sdk = pytest.mark.skipif(not IS_UNDERSTOOD, reason="SkyRL needs tinker 0.24.1")
+
+
+@needs_earlier_sdk
 def test_fine_tuning_learns(skyrl, tiny_model_directory, tmp_path):
     data = write_conversations(tmp_path / "train.jsonl", begin=0, end=16)
     done = command(
@@ -92,22 +96,20 @@ def test_fine_tuning_learns(skyrl, tiny_model_directory, tmp_path):
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_reinforcement_learning_runs_or_says_what_is_missing(skyrl, tiny_model_directory, tmp_path):
+@needs_earlier_sdk
+def test_reinforcement_learning_samples_and_trains(skyrl, tiny_model_directory, tmp_path):
     done = command(
         skyrl, tiny_model_directory, tmp_path / "run",
         "rl", "arithmetic", "--max-steps", "2", "--groups-per-batch", "2", "--group-size", "2",
         "--max-tokens", "8",
     )  # fmt: skip
-    if not SAMPLES:
-        assert done.returncode != 0
-        assert "with SkyRL's, use tinker 0.24 or 0.25" in done.stdout + done.stderr
-        return
     assert done.returncode == 0, done.stdout + done.stderr
     episodes = (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()
     assert len(episodes) == 8
     assert not any("error_type" in json.loads(line) for line in episodes)
 
 
+@needs_earlier_sdk
 def test_a_loss_it_has_not_is_refused_with_its_name(skyrl, tiny_model_directory, tmp_path):
     done = command(
         skyrl, tiny_model_directory, tmp_path / "run",
@@ -115,5 +117,18 @@ def test_a_loss_it_has_not_is_refused_with_its_name(skyrl, tiny_model_directory,
         "--group-size", "2", "--max-tokens", "8",
     )  # fmt: skip
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert "dro" in said if SAMPLES else "tinker 0.24 or 0.25" in said
+    assert "dro" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(IS_UNDERSTOOD, reason="this SDK is understood")
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_with_a_later_sdk_it_is_said_which_to_use(skyrl, tiny_model_directory, tmp_path, kind):
+    data = write_conversations(tmp_path / "train.jsonl", begin=0, end=4)
+    arguments = {
+        "sft": ("sft", "--data", str(data), "--batch-size", "4"),
+        "rl": ("rl", "arithmetic", "--max-steps", "1", "--groups-per-batch", "2", "--group-size",
+               "2", "--max-tokens", "8"),
+    }[kind]  # fmt: skip
+    done = command(skyrl, tiny_model_directory, tmp_path / "run", *arguments)
+    assert done.returncode != 0
+    assert "with SkyRL's server, use tinker 0.24.1" in done.stdout + done.stderr
