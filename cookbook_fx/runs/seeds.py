@@ -4,7 +4,9 @@ import numpy as np
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed that follows from `numbers` and is unrelated to that of any others.
+    """A seed that follows from `numbers` and is unrelated to that of others.
+
+    Zeros at the end do not count: what is told apart by it should have as many numbers each.
 
     Args:
         numbers: a run's seed and what tells a part of it from the others, none negative.
