@@ -1,6 +1,6 @@
 """Many clients at once: is every request answered once and in order, and does memory stay flat?
 
-    python benchmarks/load.py --seconds 600 --samplers 256 --trainers 4
+    python -m benchmarks.load --seconds 600 --samplers 256 --trainers 4
 
 Starts `cookbook-fx serve` on a random model of 2 layers (or `--model`), samples from it and trains
 on it through the SDK from this process, and prints counts, latencies and the engine's memory,
@@ -82,7 +82,6 @@ def main() -> None:
 
 def tiny_model(folder: Path) -> Path:
     """The model of the tests."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from safetensors.numpy import save_file
 
     from cookbook_fx.lm.config import config_from_hf
