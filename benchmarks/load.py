@@ -217,14 +217,16 @@ def report(tally: Tally) -> None:
             f"{what}: {tally.asked[what]} asked, {tally.answered[what]} answered; "
             f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms"
         )
-    # The beginning compiles and fills caches.
+    # The beginning compiles and fills caches, and for five minutes results are kept.
     times, memory = np.array(tally.memory).T
-    later = times >= times[-1] / 3
+    later = times >= times[-1] * 2 / 3
     slope = np.polyfit(times[later], memory[later], 1)[0] * 60
     print(
         f"engine memory: {memory[0]:.0f} MB at first, {memory[-1]:.0f} MB at last, at most "
-        f"{memory.max():.0f} MB; {slope:+.2f} MB a minute over the last two thirds"
+        f"{memory.max():.0f} MB; {slope:+.2f} MB a minute over the last third"
     )
+    minutes = np.searchsorted(times, np.arange(0, times[-1], 60))
+    print("  each minute:", *memory[minutes].round().astype(int))
     print(f"wrong: {len(tally.wrong)}", *tally.wrong[:5], sep="\n  ")
 
 

@@ -69,7 +69,8 @@ class CompletionQueue:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    # None once it is: there are many results, and an event is larger than most.
+    ready: asyncio.Event | None = field(default_factory=asyncio.Event)
     outcome: Outcome | None = None
     # When the result was first handed out, or, until then, when it was ready.
     kept_since: float = 0.0
@@ -108,7 +109,9 @@ class FutureTable:
         entry = self._entries[request_id]
         entry.outcome = outcome
         entry.kept_since = time.monotonic()
-        entry.ready.set()
+        if entry.ready is not None:
+            entry.ready.set()
+            entry.ready = None
 
     def known(self, request_id: str) -> bool:
         """Whether this id was ever promised a result."""
@@ -121,7 +124,7 @@ class FutureTable:
     async def wait(self, request_id: str, *, seconds: float) -> Outcome | None:
         """The outcome, or None if it is still pending after `seconds` or the engine stops."""
         entry = self._entries[request_id]
-        if entry.outcome is None:
+        if entry.ready is not None:
             await _first(entry.ready, self.closing, seconds=seconds)
         if entry.outcome is not None and not entry.delivered:
             entry.delivered = True
