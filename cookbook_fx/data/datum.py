@@ -45,28 +45,28 @@ class Datum:
     sequence_ratio_mask: Bool[np.ndarray, "..."] | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens.ndim != 1 or self.tokens.size == 0:
+        tokens, targets = self.tokens.shape, self.target_tokens.shape
+        if len(tokens) != 1 or tokens == (0,):
             raise DataError(
-                f"a Datum needs at least one token in one dimension, got shape {self.tokens.shape}"
+                f"a Datum needs at least one token in one dimension, got shape {tokens}"
             )
-        if self.target_tokens.ndim not in (1, 2) or len(self.target_tokens) != len(self.tokens):
+        if len(targets) not in (1, 2) or targets[0] != tokens[0]:
             raise DataError(
-                f"target_tokens must have shape ({len(self.tokens)},) or ({len(self.tokens)}, K), "
-                f"got {self.target_tokens.shape}"
+                f"target_tokens must have shape ({tokens[0]},) or ({tokens[0]}, K), got {targets}"
             )
-        if self.target_tokens.size == 0:
+        if targets[-1] == 0:
+            raise DataError(f"a Datum needs at least one target per token, got shape {targets}")
+        if self.weights is not None and self.weights.shape != targets:
             raise DataError(
-                f"a Datum needs at least one target per token, got shape {self.target_tokens.shape}"
+                f"weights must have the shape of target_tokens {targets}, got {self.weights.shape}"
             )
-        if self.weights is not None and self.weights.shape != self.target_tokens.shape:
-            raise DataError(
-                f"weights must have the shape of target_tokens {self.target_tokens.shape}, "
-                f"got {self.weights.shape}"
-            )
-        for name in ("logprobs", "advantages", "sequence_ratio_mask"):
-            column = getattr(self, name)
-            if column is not None and column.shape != self.tokens.shape:
-                raise DataError(f"{name} must have shape {self.tokens.shape}, got {column.shape}")
+        for name, column in (
+            ("logprobs", self.logprobs),
+            ("advantages", self.advantages),
+            ("sequence_ratio_mask", self.sequence_ratio_mask),
+        ):
+            if column is not None and column.shape != tokens:
+                raise DataError(f"{name} must have shape {tokens}, got {column.shape}")
 
     @property
     def length(self) -> int:
