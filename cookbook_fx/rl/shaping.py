@@ -262,7 +262,7 @@ def batch_data(batch: TrajectoryBatch, advantages: Real[AnyArray, "..."]) -> lis
     """One datum a row: each token predicts the next, those sampled with their advantage.
 
     Args:
-        batch: its buffers are viewed, not copied.
+        batch: its log-probabilities and tokens are viewed, not copied.
         advantages: a value a token; multiply them with `numerics.token_mean_weights` and its kind
             to turn the summed loss into a mean.
 
@@ -279,11 +279,13 @@ def batch_data(batch: TrajectoryBatch, advantages: Real[AnyArray, "..."]) -> lis
     columns = _of_tokens(batch, advantages, "advantages")
     weights = batch.mask.astype(np.float32)
     tokens, logprobs = batch.tokens, batch.sampling_logprobs
+    # As Tinker takes targets: widened all at once, and not datum by datum when they are sent.
+    targets = tokens.astype(np.int64)
     ends = batch.row_starts + batch.row_lengths
     return [
         Datum(
             tokens=tokens[first : end - 1],
-            target_tokens=tokens[first + 1 : end],
+            target_tokens=targets[first + 1 : end],
             weights=weights[first + 1 : end],
             logprobs=logprobs[first + 1 : end],
             advantages=columns[first + 1 : end],

@@ -136,14 +136,12 @@ def _to_sdk_datum(datum: Datum, loss: str) -> tinker.Datum:
         "sequence_ratio_mask": _sequence_ratio_mask(datum) if loss == "gspo" else None,
     }
     inputs = {
-        name: tinker.TensorData(data=column, dtype="float32", shape=list(column.shape))
+        name: tinker.TensorData(column, "float32", list(column.shape))
         for name, column in columns.items()
         if column is not None
     }
     targets = datum.target_tokens
-    inputs["target_tokens"] = tinker.TensorData(
-        data=targets, dtype="int64", shape=list(targets.shape)
-    )
+    inputs["target_tokens"] = tinker.TensorData(targets, "int64", list(targets.shape))
     return tinker.Datum(model_input=_model_input(datum.tokens), loss_fn_inputs=inputs)
 
 
