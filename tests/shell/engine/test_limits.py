@@ -118,8 +118,9 @@ def test_a_sample_that_nobody_awaits_any_more_is_given_up(raw, client, base_mode
     prompt = tinker.ModelInput.from_ints([5, 6])
 
     async def give_up():
-        async with asyncio.timeout(0.5):
-            await sampler.sample(prompt, 8, params)
+        # A hundred thousand tokens: far more than any machine samples in the time given.
+        async with asyncio.timeout(0.1):
+            await asyncio.gather(*(sampler.sample(prompt, 8, params) for _ in range(32)))
 
     with pytest.raises(TimeoutError):
         asyncio.run(give_up())
@@ -129,7 +130,7 @@ def test_a_sample_that_nobody_awaits_any_more_is_given_up(raw, client, base_mode
     sample = {
         "sampling_session_id": own,
         "seq_id": 0,
-        "num_samples": 8,
+        "num_samples": 128,
         "prompt": {"chunks": [{"tokens": [5, 6]}]},
         "sampling_params": {"max_tokens": 500, "stop": []},
     }
